@@ -1,0 +1,263 @@
+"""What a Job is: the signed spec and the unsigned envelope, and the checks both must pass.
+
+The spec is signed, stored, granted and hashed as the bytes the client sent. Decoding gives `JobSpec`;
+nothing ever encodes it again. The envelope (tags, data, priority) may be changed without a signature.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from chappe.core import limits
+from chappe.core.errors import Invalid, TooLarge
+from chappe.core.ids import check_id
+
+_TAG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
+
+
+class ParentPolicy(StrEnum):
+    """What a Job does when a parent does not finish: fail, run anyway, or run with those that succeeded.
+
+    `succeeded` fails only when no parent succeeded.
+    """
+
+    FAIL = "fail"
+    ANYWAY = "anyway"
+    SUCCEEDED = "succeeded"
+
+
+class RetryOn(StrEnum):
+    """Classes of outcome after which a Job may be started again.
+
+    error: it exited ≠ 0, died of a signal, or could not be started. timeout: its wall-clock limit
+    passed. lost: its allocation, node, pilot or launcher ended under it.
+    """
+
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    LOST = "lost"
+
+
+class Resources(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What one Job needs. `cores` and `mem_bytes` are per node, `ranks` in all, `gpus` per node.
+
+    `wall_s` is the limit (TERM, then KILL); `estimate_s` the expected wall-clock time, used to prefetch
+    and to decide whether a Job still fits before an allocation ends.
+    """
+
+    cores: int = 1
+    mem_bytes: int = 0
+    wall_s: float | None = None
+    estimate_s: float | None = None
+    nodes: int = 1
+    ranks: int = 1
+    gpus: int = 0
+
+
+class Retries(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How often a Job may be started again, after which outcomes, and how long to wait (doubling)."""
+
+    max: int = 2
+    on: tuple[RetryOn, ...] = (RetryOn.LOST,)
+    backoff_s: float = 0.0
+
+
+class AppRef(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """An App by name; a version, when given, must be the Site's own."""
+
+    name: str
+    version: str | None = None
+
+
+class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The signed part of a Job. Exactly one of `app` and `command` is given.
+
+    `sites` are the ids of the Sites that may run it; `workdir` is relative to the Site's data
+    directory (default `jobs/<id>`); `takeover_s` opts into being killed and started elsewhere when
+    its pilot is out of contact for so long (see core.leases).
+    """
+
+    id: str
+    project: str
+    sites: tuple[str, ...]
+    app: AppRef | None = None
+    command: tuple[str, ...] | None = None
+    name: str = ""
+    parameters: dict[str, Any] = {}
+    workdir: str = ""
+    env: dict[str, str] = {}
+    resources: Resources = Resources()
+    retries: Retries = Retries()
+    parents: tuple[str, ...] = ()
+    on_parent_failure: ParentPolicy = ParentPolicy.FAIL
+    takeover_s: float | None = None
+    not_before: float | None = None
+
+    @property
+    def max_attempts(self) -> int:
+        """How many starts the signature allows."""
+        return 1 + self.retries.max
+
+
+class Envelope(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The unsigned part: what people and tools attach to a Job. A higher priority runs first."""
+
+    tags: dict[str, str] = {}
+    data: dict[str, Any] = {}
+    priority: int = 0
+
+
+_spec_decoder = msgspec.json.Decoder(JobSpec)
+
+
+def decode_spec(raw: bytes | msgspec.Raw) -> JobSpec:
+    """Decode and check a spec from outside, or raise Invalid naming the field."""
+    if len(raw) > limits.SPEC_BYTES:
+        raise TooLarge(
+            f"a job spec is {len(raw)} bytes, the limit is {limits.SPEC_BYTES}: put data in files",
+            field="spec",
+        )
+    try:
+        spec = _spec_decoder.decode(raw)
+    except msgspec.ValidationError as e:
+        raise Invalid(f"{e}", field=_field_of(e)) from None
+    except msgspec.DecodeError as e:
+        raise Invalid(f"the job spec is not JSON: {e}", field="spec") from None
+    check_spec(spec)
+    return spec
+
+
+def _field_of(error: msgspec.ValidationError) -> str:
+    """The path in a msgspec message (`… - at `$.resources.cores``) as `resources.cores`."""
+    found = re.search(r"`\$\.?([^`]*)`$", str(error))
+    unknown = re.search(r"unknown field `([^`]*)`", str(error))
+    parts = [found.group(1) if found else "", unknown.group(1) if unknown else ""]
+    return ".".join(p for p in parts if p) or "spec"
+
+
+def check_spec(spec: JobSpec) -> None:
+    """Raise Invalid (naming the field and the remedy) unless the spec can be a Job."""
+    check_id(spec.id, "id")
+    if (spec.app is None) == (spec.command is None):
+        raise Invalid("give exactly one of `app` and `command`", field="app")
+    if not spec.sites:
+        raise Invalid("give at least one site", field="sites")
+    if len(spec.sites) > limits.SITES_PER_JOB or len(set(spec.sites)) != len(spec.sites):
+        raise Invalid(
+            f"sites must be distinct and at most {limits.SITES_PER_JOB}", field="sites"
+        )
+    if len(spec.name) > limits.NAME_CHARS or not spec.name.isprintable():
+        raise Invalid(
+            f"a name is printable and at most {limits.NAME_CHARS} characters", field="name"
+        )
+    if spec.command is not None:
+        _check_command(spec.command)
+    if spec.workdir:
+        check_relative(spec.workdir, "workdir")
+    _check_resources(spec.resources)
+    _check_retries(spec)
+    _check_env(spec.env)
+    if len(spec.parents) > limits.PARENTS_PER_JOB:
+        raise TooLarge(
+            f"{len(spec.parents)} parents, the limit is {limits.PARENTS_PER_JOB}: "
+            "gather them through an intermediate job",
+            field="parents",
+        )
+    for parent in spec.parents:
+        check_id(parent, "parents")
+    if len(set(spec.parents)) != len(spec.parents):
+        raise Invalid("a parent is named twice", field="parents")
+    if spec.id in spec.parents:
+        raise Invalid("a job cannot be its own parent", field="parents")
+
+
+def check_relative(path: str, field: str) -> None:
+    """Raise Invalid unless `path` is relative, printable and stays below its base."""
+    pure = PurePosixPath(path)
+    if len(path) > limits.WORKDIR_CHARS or not path.isprintable():
+        raise Invalid(
+            f"a path is printable and at most {limits.WORKDIR_CHARS} characters", field=field
+        )
+    if pure.is_absolute() or ".." in pure.parts or path.startswith("~"):
+        raise Invalid(f"{path!r} must be relative and must not contain '..'", field=field)
+
+
+def _check_command(command: tuple[str, ...]) -> None:
+    if not command or not command[0]:
+        raise Invalid("a command needs a program", field="command")
+    if len(command) > limits.COMMAND_ARGS:
+        raise TooLarge(f"a command has at most {limits.COMMAND_ARGS} arguments", field="command")
+    if any("\0" in arg for arg in command):
+        raise Invalid("an argument contains a NUL byte", field="command")
+
+
+def _check_resources(r: Resources) -> None:
+    for name, value, low, high in (
+        ("cores", r.cores, 1, limits.CORES_MAX),
+        ("mem_bytes", r.mem_bytes, 0, 1 << 50),
+        ("nodes", r.nodes, 1, 100_000),
+        ("ranks", r.ranks, 1, 10_000_000),
+        ("gpus", r.gpus, 0, 1_000),
+    ):
+        if not low <= value <= high:
+            raise Invalid(f"{name} is {value}, must be {low} to {high}", field=f"resources.{name}")
+    for name, seconds in (("wall_s", r.wall_s), ("estimate_s", r.estimate_s)):
+        if seconds is not None and not 0 < seconds <= limits.WALL_MAX_S:
+            raise Invalid(
+                f"{name} is {seconds}, must be above 0 and at most a year (seconds)",
+                field=f"resources.{name}",
+            )
+
+
+def _check_retries(spec: JobSpec) -> None:
+    if not 0 <= spec.retries.max < limits.ATTEMPTS_MAX:
+        raise Invalid(
+            f"retries.max is {spec.retries.max}, must be 0 to {limits.ATTEMPTS_MAX - 1}",
+            field="retries.max",
+        )
+    if not 0 <= spec.retries.backoff_s <= 86_400:
+        raise Invalid("backoff_s must be 0 to 86400 seconds", field="retries.backoff_s")
+    if spec.takeover_s is not None and not (
+        limits.TAKEOVER_MIN_S <= spec.takeover_s <= limits.WALL_MAX_S
+    ):
+        raise Invalid(
+            f"takeover_s must be at least {limits.TAKEOVER_MIN_S:.0f} seconds", field="takeover_s"
+        )
+    if spec.not_before is not None and not 0 <= spec.not_before < 1e11:
+        raise Invalid("not_before is in seconds since 1970", field="not_before")
+
+
+def _check_env(env: dict[str, str]) -> None:
+    if len(env) > limits.ENV_PER_JOB:
+        raise TooLarge(f"at most {limits.ENV_PER_JOB} environment variables", field="env")
+    for name, value in env.items():
+        if not _ENV_NAME.fullmatch(name):
+            raise Invalid(f"{name[:60]!r} is no environment variable's name", field="env")
+        if "\0" in value or len(value) > limits.STRING_CHARS:
+            raise Invalid("a value is too long or contains a NUL byte", field=f"env.{name}")
+
+
+def check_envelope(envelope: Envelope) -> None:
+    """Raise Invalid unless tags, data and priority are within bounds."""
+    if not -limits.PRIORITY_ABS <= envelope.priority <= limits.PRIORITY_ABS:
+        raise Invalid(f"priority must be within ±{limits.PRIORITY_ABS}", field="priority")
+    if len(envelope.tags) > limits.TAGS_PER_JOB:
+        raise TooLarge(f"at most {limits.TAGS_PER_JOB} tags", field="tags")
+    for key, value in envelope.tags.items():
+        if not _TAG_KEY.fullmatch(key):
+            raise Invalid(
+                f"tag {key[:60]!r}: a key is a letter, then letters, digits and _ . -",
+                field="tags",
+            )
+        if len(value) > limits.TAG_CHARS:
+            raise Invalid(
+                f"the value is longer than {limits.TAG_CHARS} characters", field=f"tags.{key}"
+            )
+    if envelope.data and len(msgspec.json.encode(envelope.data)) > limits.DATA_BYTES:
+        raise TooLarge(f"data is larger than {limits.DATA_BYTES} bytes", field="data")

@@ -1,0 +1,242 @@
+"""Leases: who may run a Job, and what each report makes of it.
+
+The argument, once. A Job is granted to a Session; the grant increments the Job's *epoch*, and every
+report names (session, epoch). A report whose epoch is not the row's changes nothing, so a pilot that
+was frozen, cut off or restored from a backup cannot overwrite what a later holder did (promise I8).
+
+*Silence is not death.* A Session that is not heard keeps its Jobs: an allocation behind a broken network
+computes on. A Job that has started is granted again only on proof of death: its parent reaped it, the
+scheduler says that the BatchJob ended, the allocation's hard end has passed, or an operator orders it.
+A grant that was not started comes back only when a later sync of the same Session disowns it.
+One exception is asked for by the user: with `takeover_s` the pilot's side kills the Job when it has had no
+contact for so long, counted from the moment it *sent* the last request that was answered, and the Hub
+grants it anew after the same time counted from its commit, which is later (promise I9).
+
+*Attempts.* `attempt` counts starts. A start that nobody can exclude counts: on proof of death a granted
+Job is taken as started, unless the Site proves by its ledger that it was not.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from chappe.core import limits
+from chappe.core.jobs import Retries, RetryOn
+from chappe.core.states import FINAL, RUNNABLE, State
+
+
+class Reason(StrEnum):
+    """How a run ended (end reports), or why it never began."""
+
+    EXIT = "exit"
+    SIGNAL = "signal"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    START_FAILED = "start_failed"
+    LAUNCHER_LOST = "launcher_lost"
+    ALLOCATION_END = "allocation_end"
+    NODE_LOST = "node_lost"
+    SESSION_DEAD = "session_dead"
+    TAKEOVER = "takeover"
+    REFUSED = "refused"
+    PARENT = "parent"
+    EXPIRED = "expired"
+
+
+_LOST = frozenset(
+    {
+        Reason.LAUNCHER_LOST,
+        Reason.ALLOCATION_END,
+        Reason.NODE_LOST,
+        Reason.SESSION_DEAD,
+        Reason.TAKEOVER,
+    }
+)
+
+
+class Verdict(StrEnum):
+    """What the Hub answers to one report. Every verdict ends the report's life in the outbox."""
+
+    APPLIED = "applied"
+    DUPLICATE = "duplicate"
+    STALE_LEASE = "stale_lease"
+    ILLEGAL = "illegal"
+    REFUSED = "refused"
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a run used, from wait4(2)."""
+
+    wall_s: float = 0.0
+    user_s: float = 0.0
+    system_s: float = 0.0
+    max_rss_bytes: int = 0
+    written_bytes: int = 0
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the last attempt ended: kept in the Job's row and in the Event that ends the attempt."""
+
+    reason: Reason
+    exit: int | None = None
+    signal: int | None = None
+    message: str = ""
+    usage: Usage | None = None
+    tail: str = ""
+    result_sha256: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run succeeded."""
+        return self.reason is Reason.EXIT and self.exit == 0
+
+
+class Held(msgspec.Struct, frozen=True):
+    """The part of a Job's row that decisions about its lease need."""
+
+    state: State
+    attempt: int
+    max_attempts: int
+    cancel_at: float | None
+    retries: Retries
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One Event of a decision."""
+
+    old: State | None
+    new: State
+    at: float
+    outcome: Outcome | None = None
+    assumed: bool = False
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What becomes of a Job: its new state, the Events that lead there, and whether it is free again."""
+
+    state: State
+    attempt: int
+    steps: tuple[Step, ...]
+    release: bool
+    outcome: Outcome | None = None
+    not_before: float | None = None
+
+
+def start(job: Held, attempt: int, at: float) -> Decision | Verdict:
+    """The pilot says that attempt `attempt` began at `at`."""
+    if job.state is State.RUNNING:
+        return Verdict.DUPLICATE
+    if job.state not in RUNNABLE or attempt != job.attempt + 1:
+        return Verdict.ILLEGAL
+    return Decision(State.RUNNING, attempt, (Step(job.state, State.RUNNING, at),), release=False)
+
+
+def end(
+    job: Held, attempt: int, started_at: float | None, at: float, outcome: Outcome, now: float
+) -> Decision | Verdict:
+    """The pilot says how an attempt ended. An end that overtook its start brings `started_at` along."""
+    steps: list[Step] = []
+    if job.state in RUNNABLE:
+        if attempt != job.attempt + 1 or started_at is None:
+            return Verdict.ILLEGAL
+        steps.append(Step(job.state, State.RUNNING, started_at))
+    elif job.state is not State.RUNNING or attempt != job.attempt:
+        return Verdict.ILLEGAL
+    return _after_run(job, attempt, steps, at, outcome, now)
+
+
+def refuse(job: Held, message: str, reason: str, at: float) -> Decision | Verdict:
+    """The pilot refused to start the grant: a refusal is no attempt, and it is final."""
+    if job.state not in RUNNABLE:
+        return Verdict.ILLEGAL
+    what = Reason.EXPIRED if reason == "expired" else Reason.REFUSED
+    outcome = Outcome(reason=what, message=f"{reason}: {message}" if message else reason)
+    return Decision(
+        State.FAILED,
+        job.attempt,
+        (Step(job.state, State.FAILED, at, outcome),),
+        release=True,
+        outcome=outcome,
+    )
+
+
+def death(job: Held, reason: Reason, now: float, message: str = "") -> Decision:
+    """The Session that held the Job is proven dead: the run, started or not, is lost."""
+    steps: list[Step] = []
+    attempt = job.attempt
+    if job.state in RUNNABLE:
+        attempt += 1
+        steps.append(Step(job.state, State.RUNNING, now, assumed=True))
+    return _after_run(job, attempt, steps, now, Outcome(reason=reason, message=message), now)
+
+
+def _after_run(
+    job: Held, attempt: int, steps: list[Step], at: float, outcome: Outcome, now: float
+) -> Decision:
+    """From RUNNING to where the outcome, a pending cancel and the retry rule lead."""
+    S = State
+    if outcome.ok:
+        # An exit 0 that came before the cancel took effect wins: the work is done.
+        steps.append(Step(S.RUNNING, S.RUN_DONE, at))
+        steps.append(Step(S.RUN_DONE, S.JOB_FINISHED, at, outcome))
+        return Decision(S.JOB_FINISHED, attempt, tuple(steps), release=True, outcome=outcome)
+    if job.cancel_at is not None:
+        steps.append(Step(S.RUNNING, S.CANCELLED, at, outcome))
+        return Decision(S.CANCELLED, attempt, tuple(steps), release=True, outcome=outcome)
+    failed = S.RUN_TIMEOUT if outcome.reason is Reason.TIMEOUT else S.RUN_ERROR
+    steps.append(Step(S.RUNNING, failed, at, outcome))
+    again = retry_class(outcome.reason) in job.retries.on and attempt < job.max_attempts
+    new = S.RESTART_READY if again else S.FAILED
+    steps.append(Step(failed, new, at, None if again else outcome))
+    wait = job.retries.backoff_s * 2 ** min(attempt - 1, 16) if again else 0.0
+    return Decision(
+        new,
+        attempt,
+        tuple(steps),
+        release=True,
+        outcome=outcome,
+        not_before=now + min(wait, 86_400.0) if wait else None,
+    )
+
+
+def retry_class(reason: Reason) -> RetryOn:
+    """The class of outcome that `retries.on` speaks about."""
+    if reason is Reason.TIMEOUT:
+        return RetryOn.TIMEOUT
+    return RetryOn.LOST if reason in _LOST else RetryOn.ERROR
+
+
+def cancel(job: Held, leased: bool, now: float) -> Decision | None:
+    """Cancel: at once when nobody holds the Job; None when its pilot must end it first."""
+    if leased:
+        return None
+    outcome = Outcome(reason=Reason.CANCELLED)
+    return Decision(
+        State.CANCELLED,
+        job.attempt,
+        (Step(job.state, State.CANCELLED, now, outcome),),
+        release=True,
+        outcome=outcome,
+    )
+
+
+def retry(job: Held, waiting_parents: int, now: float) -> Decision:
+    """An explicit retry of a Job that failed or was cancelled."""
+    new = State.AWAITING_PARENTS if waiting_parents else State.RESTART_READY
+    return Decision(new, job.attempt, (Step(job.state, new, now),), release=True)
+
+
+def may_retry(job: Held) -> str | None:
+    """Why an explicit retry is not possible: a code for the caller; None when it is."""
+    if job.state not in FINAL:
+        return "not_final"
+    if job.state is State.JOB_FINISHED:
+        return "finished"
+    return "attempts" if job.attempt >= job.max_attempts else None
+
+
+def takeover_due(heard_ago_s: float, takeover_s: float) -> bool:
+    """Whether the Hub may grant the Job anew: the pilot's side has killed it by then."""
+    return heard_ago_s > takeover_s + limits.TAKEOVER_MARGIN_S

@@ -1,0 +1,236 @@
+"""Sites, Apps, BatchJobs and Sessions on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from chappe.core.parameters import Parameter
+from chappe.core.shapes import Capacity
+
+
+class NewSite(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`POST /v1/sites` by a user: a Site named `name` (letters, digits, `-`, `_`, `.`)."""
+
+    id: str
+    name: str
+
+
+class NewSiteReply(msgspec.Struct, frozen=True):
+    """The Site's id and its own token, shown this once."""
+
+    id: str
+    name: str
+    project: str
+    token: str
+
+
+class SessionView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A pilot's registration. `state` is live | silent | dead; times are seconds since 1970."""
+
+    id: str
+    site: str
+    batch_job: str
+    state: str
+    heard_at: float
+    held: int = 0
+    capacity: Capacity | None = None
+    hard_end_at: float | None = None
+
+
+class SiteView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A Site. `online` while its agent is heard; `waiting` counts Jobs that it could take."""
+
+    id: str
+    name: str
+    online: bool
+    agent_seen_at: float | None = None
+    agent_host: str = ""
+    sessions: list[SessionView] = []
+    waiting: int = 0
+    running: int = 0
+
+
+class AppView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An App as a Site publishes it. `digest` is the sha256 of its definition."""
+
+    name: str
+    version: str
+    digest: str
+    description: str = ""
+    parameters: dict[str, Parameter] = {}
+    unsigned: bool = False
+    own_directory: bool = True
+    result: str | None = None
+    allow_env: list[str] = []
+    site: str = ""
+
+
+class PublishApps(msgspec.Struct, frozen=True):
+    """`PUT /v1/sites/{id}/apps`: all Apps of the Site; what is missing is withdrawn."""
+
+    apps: list[AppView]
+
+
+class AgentHello(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`POST /v1/sites/{id}/agent`: an agent starts. `previous` is its own last agent id when it knows
+    that that process is dead; without it a second agent is refused while the first is heard."""
+
+    agent: str
+    host: str
+    previous: str | None = None
+
+
+class BatchJobReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of a BatchJob. `state` is submitted | running | ended | failed | cancelled; the last
+    three are positive proof that every process of the allocation is gone."""
+
+    id: str
+    state: str
+    scheduler_id: str | None = None
+    message: str = ""
+
+
+class AgentSync(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`POST /v1/sites/{id}/sync`: the agent's long poll. `known` names the BatchJobs it has taken up."""
+
+    agent: str
+    reports: list[BatchJobReport] = []
+    known: list[str] = []
+    wait_s: float = 0.0
+
+
+class BatchJobIntent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What we ask the scheduler for: nodes, cores per node (0: all), wall-clock limit (None: none)."""
+
+    nodes: int = 1
+    cores: int = 0
+    wall_s: float | None = None
+    options: dict[str, Any] = {}
+
+
+class BatchJobOrder(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something to submit to the scheduler (`cancel` False) or to take back."""
+
+    id: str
+    intent: BatchJobIntent
+    cancel: bool = False
+
+
+class AgentSyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Orders not yet in `known`, cancels, and Sessions that the Hub has not heard for its TTL."""
+
+    incarnation: int
+    ttl_s: float
+    orders: list[BatchJobOrder] = []
+    silent: list[str] = []
+    accepted: list[str] = []
+
+
+class NewBatchJob(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`POST /v1/batch-jobs`: by a user, or by the agent for its `keep` pilots."""
+
+    id: str
+    site: str
+    intent: BatchJobIntent = BatchJobIntent()
+
+
+class BatchJobView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A BatchJob. `state` is requested | submitted | running | ended | failed | cancelled."""
+
+    id: str
+    site: str
+    state: str
+    intent: BatchJobIntent
+    created_at: float
+    scheduler_id: str | None = None
+    message: str = ""
+    session: str | None = None
+
+
+class NewSession(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`POST /v1/sessions` by the Site's token: the Session of one BatchJob. Repeating it with the same
+    id gives a new token and revokes the old one."""
+
+    id: str
+    batch_job: str
+
+
+class NewSessionReply(msgspec.Struct, frozen=True):
+    """The Session's token, shown this once."""
+
+    id: str
+    token: str
+    project: str
+    site: str
+
+
+class EndSession(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`POST /v1/sessions/{id}/end`. A user must say `may_run_twice`: it overrides the rule that silence
+    is not death."""
+
+    may_run_twice: bool = False
+
+
+class Listing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Any small list of the things above (exactly one field is filled)."""
+
+    sites: list[SiteView] | None = None
+    apps: list[AppView] | None = None
+    batch_jobs: list[BatchJobView] | None = None
+    sessions: list[SessionView] | None = None
+
+
+class NewToken(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`POST /v1/tokens`: a further token of the same user. `expires_in_s` None: until revoked."""
+
+    note: str = ""
+    expires_in_s: float | None = None
+
+
+class TokenView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A token without its secret; `token` is filled only in the reply that made it."""
+
+    prefix: str
+    scope: str
+    created_at: float
+    note: str = ""
+    site: str | None = None
+    session: str | None = None
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    token: str | None = None
+
+
+class TokenList(msgspec.Struct, frozen=True):
+    """All tokens of the project, without secrets."""
+
+    tokens: list[TokenView]
+
+
+class ProjectView(msgspec.Struct, frozen=True):
+    """A project: the boundary of ids, Events and access."""
+
+    id: str
+    name: str
+    created_at: float
+
+
+class ProjectList(msgspec.Struct, frozen=True):
+    """The projects that the token may see."""
+
+    projects: list[ProjectView]
+
+
+class Whoami(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`GET /v1/whoami`: what the token may do, and the Hub's version and wire version."""
+
+    scope: str
+    project: str
+    project_name: str
+    version: str
+    wire: int
+    incarnation: int
+    site: str | None = None
+    session: str | None = None

@@ -1,0 +1,113 @@
+"""The one pilot protocol: an idempotent long poll, `POST /v1/sync`.
+
+*My reports, my heartbeat, what I hold, my free capacity; renew, and give me work.* One sync is in flight
+per Session; `POST /v1/sync/wake` makes the Hub answer it at once.
+
+`request_no` rises by one per new request; the same number again is the same request (a lost reply) and is
+answered from the rows, changing nothing. `answered` is the highest number whose reply the pilot has read:
+only grants carried by answered requests, and missing from `held`, `returned` and the reports, are
+disowned. Everything in `held` that the reply does not name under `unknown` or `kill` is renewed.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from chappe.core.leases import Outcome
+from chappe.core.shapes import Capacity
+from chappe.wire.submission import Submission
+
+
+class HeldJob(msgspec.Struct, frozen=True, array_like=True):
+    """A Job that the pilot holds; `started` once its ledger claim is written."""
+
+    job: str
+    epoch: int
+    started: bool = False
+
+
+class JobEpoch(msgspec.Struct, frozen=True, array_like=True):
+    """A Job at one epoch."""
+
+    job: str
+    epoch: int
+
+
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that happened, numbered per Session. `kind` is start | end | refused.
+
+    `at` is when (seconds since 1970, the pilot's clock). An end brings `started_at`, so that it may
+    overtake its start. A refusal brings its code in `reason` and words in `outcome.message`.
+    """
+
+    no: int
+    job: str
+    epoch: int
+    attempt: int
+    kind: str
+    at: float
+    started_at: float | None = None
+    outcome: Outcome | None = None
+    reason: str = ""
+
+
+class SyncRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a pilot says. `seen` is the highest (incarnation, commit_no) it was shown.
+
+    `capacity` None asks for no work (draining). `hard_end_in_s` is the time until the scheduler kills
+    the allocation. `have_submissions` names submissions it can use without being sent them again.
+    """
+
+    session: str
+    request_no: int
+    answered: int
+    seen: tuple[int, int]
+    held: list[HeldJob] = []
+    returned: list[JobEpoch] = []
+    reports: list[Report] = []
+    capacity: Capacity | None = None
+    hard_end_in_s: float | None = None
+    have_submissions: list[str] = []
+    wait_s: float = 0.0
+
+
+class ReportVerdict(msgspec.Struct, frozen=True, array_like=True):
+    """The Hub's answer to report `no`: applied | duplicate | stale_lease | illegal | refused."""
+
+    no: int
+    verdict: str
+
+
+class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The right to run attempt `attempt` of a Job under `epoch`. The spec is the signed bytes."""
+
+    job: str
+    epoch: int
+    attempt: int
+    spec: msgspec.Raw
+    submission: str | None = None
+    idx: int = 0
+    priority: int = 0
+
+
+class Kill(msgspec.Struct, frozen=True, array_like=True):
+    """End this Job: `reason` is cancelled. A grant that was not started is simply returned."""
+
+    job: str
+    epoch: int
+    reason: str
+
+
+class SyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the Hub answers. `drain` asks the pilot to return what has not started and to end."""
+
+    incarnation: int
+    commit_no: int
+    request_no: int
+    ttl_s: float
+    verdicts: list[ReportVerdict] = []
+    unknown: list[JobEpoch] = []
+    kill: list[Kill] = []
+    grants: list[Grant] = []
+    submissions: list[Submission] = []
+    drain: bool = False
