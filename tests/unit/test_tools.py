@@ -1,0 +1,116 @@
+"""The scripts of this checkout: sizes, set-up, and the generated reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+
+from docs import generate
+from tools import get_uv, sizes
+
+
+def function(lines: int) -> str:
+    return "def f():\n" + "    pass\n" * (lines - 1)
+
+
+def test_a_function_of_seventy_lines_passes_and_one_more_does_not(tmp_path: Path) -> None:
+    source = tmp_path / "a.py"
+    source.write_text(function(70))
+    assert sizes.main([str(tmp_path)]) == 0
+    source.write_text(function(71))
+    assert sizes.main([str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize(("lines", "errors"), [(400, []), (401, [False]), (601, [True])])
+def test_a_long_module_is_pointed_out_and_a_very_long_one_refused(
+    tmp_path: Path, lines: int, errors: list[bool]
+) -> None:
+    source = tmp_path / "a.py"
+    source.write_text("x = 1\n" * lines)
+    assert [is_error for is_error, _ in sizes.findings(source)] == errors
+
+
+def wheel(name: str, *, yanked: bool = False) -> dict[str, object]:
+    return {"filename": name, "yanked": yanked}
+
+
+def test_the_newest_fitting_uv_is_chosen() -> None:
+    linux = "py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
+    files = [
+        wheel(f"uv-0.13.2-{linux}"),
+        wheel(f"uv-0.13.10-{linux}"),
+        wheel(f"uv-0.13.11-{linux}", yanked=True),
+        wheel(f"uv-0.14.0rc1-{linux}"),
+        wheel(f"uv-1.0.0-{linux}"),
+        wheel("uv-0.13.12-py3-none-musllinux_1_1_x86_64.whl"),
+        wheel("uv-0.13.12-py3-none-manylinux_2_28_aarch64.whl"),
+        wheel("uv-0.13.12.tar.gz"),
+    ]
+    assert get_uv.newest(files, "manylinux*x86_64")["filename"] == f"uv-0.13.10-{linux}"
+
+
+def test_a_machine_without_a_fitting_uv_is_told_so() -> None:
+    with pytest.raises(OSError, match=r"no uv.* for manylinux\*riscv64"):
+        get_uv.newest([wheel("uv-0.13.2-py3-none-win_amd64.whl")], "manylinux*riscv64")
+
+
+def test_programs_are_fetched_by_https_only() -> None:
+    with pytest.raises(OSError, match="https"):
+        get_uv.fetch("http://127.0.0.1/simple/uv/")
+
+
+@click.group()
+def tower() -> None:
+    """Signal.
+
+    From hill to hill.
+    """
+
+
+@tower.command()
+@click.argument("arms")
+@click.option("--speed", type=click.Choice(["slow", "fast"]), default="slow", show_default=True)
+def wave(arms: str, speed: str) -> None:
+    """Move the arms."""
+
+
+def test_commands_are_documented_depth_first() -> None:
+    contexts = list(generate.commands(click.Context(tower, info_name="tower")))
+    assert [context.command_path for context in contexts] == ["tower", "tower wave"]
+    section = "\n".join(generate.command_section(contexts[1]))
+    assert "tower wave [OPTIONS] ARMS" in section
+    assert r"| `--speed [slow\|fast]` | [default: slow] |" in section
+    assert "| `wave` | Move the arms. |" in "\n".join(generate.command_section(contexts[0]))
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"$ref": "#/components/schemas/JobSpec"}, "[JobSpec](#jobspec)"),
+        ({"type": "array", "items": {"type": "string"}}, "list of string"),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "integer or null"),
+        ({"enum": ["a", "b"]}, "`a` | `b`"),
+        ({"type": "object", "additionalProperties": {"type": "number"}}, "map to number"),
+        (
+            {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}]},
+            "[string, integer]",
+        ),
+        ({}, "any"),
+    ],
+)
+def test_types_read_as_a_person_would_say_them(schema: dict[str, object], text: str) -> None:
+    assert generate.type_text(schema) == text
+
+
+def test_check_writes_nothing_and_says_where_the_file_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("old\n")
+    assert not generate.same(page, "new\n", write=False)
+    assert page.read_text() == "old\n"
+    assert "+new" in capsys.readouterr().out
+    assert not generate.same(page, "new\n", write=True)
+    assert generate.same(page, "new\n", write=False)
