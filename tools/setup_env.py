@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -69,12 +70,12 @@ def main() -> int:
             worked = set_up(profile)
             if name == "test":
                 install_wheel(profile.venv)
-    except (subprocess.CalledProcessError, OSError) as error:
+    except subprocess.CalledProcessError as error:
+        command = shlex.join(map(str, error.cmd))
+        print(f"set-up failed, for the reason above: {command}", file=sys.stderr)
+        return 1
+    except OSError as error:
         print(f"set-up failed: {error}", file=sys.stderr)
-        print(
-            "Is the package index within reach? Running it again takes up where it stopped.",
-            file=sys.stderr,
-        )
         return 1
     if worked:
         print(f"set-up took {time.monotonic() - began:.0f} s", flush=True)
