@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -17,9 +16,10 @@ import sys
 import urllib.parse
 import urllib.request
 import zipfile
+from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 #: Reads the lock file of this checkout; any of these does.
 REQUIREMENT = "uv>=0.13,<1"
@@ -69,12 +69,14 @@ def by_download(uv: Path) -> None:
     """Fetch the newest wheel of uv for this machine and unpack its executable."""
     index = os.environ.get("PIP_INDEX_URL") or DEFAULT_INDEX
     page = f"{index.rstrip('/')}/uv/"
-    listing = json.loads(fetch(page, accept="application/vnd.pypi.simple.v1+json"))
-    chosen = newest(listing["files"], platform_tag())
-    body = fetch(urllib.parse.urljoin(page, chosen["url"]))
-    if hashlib.sha256(body).hexdigest() != chosen["hashes"]["sha256"]:
+    chosen = newest(links(fetch(page).decode()), platform_tag())
+    body = fetch(urllib.parse.urljoin(page, chosen.address))
+    if (
+        f"sha256={hashlib.sha256(body).hexdigest()}"
+        != urllib.parse.urlsplit(chosen.address).fragment
+    ):
         raise OSError(
-            f"{chosen['filename']}: the bytes received do not have the hash that the index gives"
+            f"{chosen.name}: the bytes received do not have the hash that the index gives"
         )
     with zipfile.ZipFile(BytesIO(body)) as wheel:
         (name,) = (name for name in wheel.namelist() if name.endswith(".data/scripts/uv"))
@@ -85,22 +87,44 @@ def by_download(uv: Path) -> None:
     part.replace(uv)
 
 
-def newest(files: list[dict[str, Any]], tag: str) -> dict[str, Any]:
+class Link(NamedTuple):
+    """A file that an index offers. The fragment of its address is its hash."""
+
+    name: str
+    address: str
+
+
+def links(page: str) -> list[Link]:
+    """The files on a page of a package index (PEP 503), without those that were withdrawn."""
+    found: list[Link] = []
+
+    class Anchors(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            address = dict(attrs).get("href")
+            if tag == "a" and address and "data-yanked" not in dict(attrs):
+                path = urllib.parse.unquote(urllib.parse.urlsplit(address).path)
+                found.append(Link(path.rpartition("/")[2], address))
+
+    Anchors().feed(page)
+    return found
+
+
+def newest(offered: list[Link], tag: str) -> Link:
     """The file of the highest version that fits REQUIREMENT and the platform `tag`."""
     fitting = []
-    for file in files:
-        version, _, tags = file["filename"].removeprefix("uv-").partition("-")
+    for link in offered:
+        version, _, tags = link.name.removeprefix("uv-").partition("-")
         numbers = version.split(".")
-        if not tags.endswith(".whl") or file.get("yanked") or not all(n.isdigit() for n in numbers):
+        if not tags.endswith(".whl") or not all(number.isdigit() for number in numbers):
             continue
         key = tuple(int(number) for number in numbers)
-        if (0, 13) <= key < (1,) and tag.split("*")[0] in tags and tag.split("*")[1] in tags:
-            fitting.append((key, file))
+        if (0, 13) <= key < (1,) and all(word in tags for word in tag.split("*")):
+            fitting.append((key, link))
     if not fitting:
         raise OSError(
             f"the package index has no {REQUIREMENT} for {tag}; install pip for this Python"
         )
-    return max(fitting, key=lambda pair: pair[0])[1]
+    return max(fitting)[1]
 
 
 def platform_tag() -> str:
@@ -112,15 +136,14 @@ def platform_tag() -> str:
     return f"{kind}*{machine}"
 
 
-def fetch(url: str, accept: str = "*/*") -> bytes:
+def fetch(url: str) -> bytes:
     """The body at an https address (proxies as the environment says)."""
     if not url.startswith("https://"):
         raise OSError(
             f"{url}: the package index must be reached by https to fetch a program from it"
         )
     # S310 is about other schemes than https, which were refused above.
-    request = urllib.request.Request(url, headers={"Accept": accept})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:  # noqa: S310
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply:  # noqa: S310
         body: bytes = reply.read()
     return body
 

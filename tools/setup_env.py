@@ -4,8 +4,8 @@ Standard library only, for it runs before anything is installed. What is install
 says, by hash: the lock is exported to a requirements file, so that the files may come from whatever
 index this machine's uv or pip is configured to use, not only from the one where the lock was made.
 `demo`, `serve`, `dev` and `bench` share `.venv`, with Chappe itself editable, and only add to it;
-`test` has `.state/test-venv`, with Chappe from a wheel built now. A stamp makes an up-to-date set-up
-free.
+`test` has `.state/test-venv`, with Chappe from a wheel built now by the backend in `.state/build-venv`.
+A stamp makes an up-to-date set-up free, and without need of a network.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -37,7 +38,10 @@ Command = list[str | Path]
 
 
 class Profile(NamedTuple):
-    """An environment, and the extras and dependency groups of pyproject.toml that it must hold."""
+    """An environment, and what of uv.lock it must hold: extras and dependency groups.
+
+    `parts` is empty for the one that holds the build backend, which uv.lock does not know.
+    """
 
     venv: Path
     parts: frozenset[str]
@@ -54,6 +58,7 @@ PROFILES = {
     "bench": Profile(ROOT / ".venv", _DEV | {"group:bench"}),
     "test": Profile(STATE / "test-venv", _DEV),
 }
+BUILD = Profile(STATE / "build-venv", frozenset())
 
 
 def main() -> int:
@@ -67,9 +72,8 @@ def main() -> int:
     STATE.mkdir(exist_ok=True)
     try:
         with one_at_a_time():
-            worked = set_up(profile)
-            if name == "test":
-                install_wheel(profile.venv)
+            worked = [set_up(BUILD), set_up(profile)]
+            put_chappe(profile.venv, editable=name != "test")
     except subprocess.CalledProcessError as error:
         command = shlex.join(map(str, error.cmd))
         print(f"set-up failed, for the reason above: {command}", file=sys.stderr)
@@ -77,7 +81,7 @@ def main() -> int:
     except OSError as error:
         print(f"set-up failed: {error}", file=sys.stderr)
         return 1
-    if worked:
+    if any(worked):
         print(f"set-up took {time.monotonic() - began:.0f} s", flush=True)
     return 0
 
@@ -103,18 +107,8 @@ def set_up(profile: Profile) -> bool:
     uv = get_uv.ensure(STATE / "uv")
     stamp_path(profile.venv).unlink(missing_ok=True)
     call(uv, "venv", "--quiet", "--allow-existing", "--python", base_python(), profile.venv)
-    install(uv, profile.venv, export_requirements(uv, sorted(parts)))
-    if profile.venv == ROOT / ".venv":
-        editable: Command = [
-            "--no-deps",
-            "--build-constraints",
-            BUILD_REQUIREMENTS,
-            "--editable",
-            ".",
-        ]
-        index = get_uv.index_environment(uv)
-        call(uv, "pip", "install", *quiet(profile.venv), *editable, environment=index)
-    stamp_path(profile.venv).write_text(json.dumps({"digest": digest, "parts": sorted(parts)}))
+    install(uv, profile.venv, requirements(uv, sorted(parts)))
+    write_stamp(profile.venv, {"digest": digest, "parts": sorted(parts)})
     return True
 
 
@@ -144,8 +138,15 @@ def read_stamp(venv: Path) -> dict[str, Any]:
     return stamp if isinstance(stamp, dict) and (venv / "bin/python").exists() else {}
 
 
-def export_requirements(uv: Path, parts: list[str]) -> Path:
-    """Write the requirements, with hashes, that uv.lock holds for these extras and groups."""
+def write_stamp(venv: Path, stamp: dict[str, Any]) -> None:
+    """Say what the environment holds, now that it does."""
+    stamp_path(venv).write_text(json.dumps(stamp))
+
+
+def requirements(uv: Path, parts: list[str]) -> Path:
+    """The file of requirements, with hashes, for these extras and groups of uv.lock."""
+    if not parts:
+        return BUILD_REQUIREMENTS
     options = [word for part in parts for word in ("--" + part.split(":")[0], part.split(":")[1])]
     target = STATE / "requirements.txt"
     call(
@@ -155,17 +156,17 @@ def export_requirements(uv: Path, parts: list[str]) -> Path:
     return target
 
 
-def install(uv: Path, venv: Path, requirements: Path) -> None:
+def install(uv: Path, venv: Path, wanted: Path) -> None:
     """Make the environment hold the requirements and nothing else; tries again, as networks fail.
 
     The last try is by pip where it is at hand, because pip knows what only its configuration says
     (certificates, several indexes, a directory of wheels); it leaves extra packages in place.
     """
-    by_uv: Command = [uv, "pip", "sync", *quiet(venv), "--require-hashes", requirements]
+    by_uv: Command = [uv, "pip", "sync", *quiet(venv), "--require-hashes", wanted]
     pip = uv.parent / "pip"
     by_pip: Command = [
         uv.parent / "python", "-m", "pip", "--python", venv / "bin/python", "install", "--quiet",
-        "--require-hashes", "-r", requirements,
+        "--require-hashes", "-r", wanted,
     ]  # fmt: skip
     index = get_uv.index_environment(uv)
     for number, pause_s in enumerate(PAUSES_S, start=1):
@@ -184,33 +185,24 @@ def install(uv: Path, venv: Path, requirements: Path) -> None:
             return
 
 
-def install_wheel(venv: Path) -> None:
-    """Build the wheel and put it into the environment, unless this very one is there."""
-    uv = get_uv.ensure(STATE / "uv")
-    wheel = build_wheel(uv, venv)
+def put_chappe(venv: Path, *, editable: bool) -> None:
+    """Build Chappe and put it into the environment, unless this very wheel is there."""
     stamp = read_stamp(venv)
+    if editable and "wheel" in stamp:
+        return
+    dist = STATE / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    kind = "editable" if editable else "wheel"
+    backend = f"import hatchling.build; hatchling.build.build_{kind}({str(dist)!r})"
+    call(BUILD.venv / "bin/python", "-c", backend)
+    (wheel,) = dist.glob("*.whl")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if stamp.get("wheel") != digest:
+        uv = get_uv.ensure(STATE / "uv")
         call(uv, "pip", "install", *quiet(venv), "--no-deps", "--offline", "--reinstall", wheel)
-        stamp_path(venv).write_text(json.dumps({**stamp, "wheel": digest}))
-    print(f"testing {wheel.name}, as installed", flush=True)
-
-
-def build_wheel(uv: Path, venv: Path) -> Path:
-    """The wheel of the working tree. Once the backend is in uv's cache, this needs no network."""
-    dist = STATE / "dist"
-    for old in dist.glob("*.whl"):
-        old.unlink()
-    command: Command = [
-        uv, "build", "--quiet", "--wheel", "--python", venv / "bin/python", "--out-dir", dist,
-        "--build-constraints", BUILD_REQUIREMENTS, "--require-hashes",
-    ]  # fmt: skip
-    try:
-        call(*command, "--offline", capture=True)
-    except subprocess.CalledProcessError:
-        call(*command, environment=get_uv.index_environment(uv))
-    (wheel,) = dist.glob("*.whl")
-    return wheel
+        write_stamp(venv, {**stamp, "wheel": digest})
+    if not editable:
+        print(f"testing {wheel.name}, as installed", flush=True)
 
 
 def quiet(venv: Path) -> tuple[str, ...]:
@@ -218,12 +210,10 @@ def quiet(venv: Path) -> tuple[str, ...]:
     return ("--quiet", "--python", str(venv / "bin/python"))
 
 
-def call(
-    *command: str | Path, environment: dict[str, str] | None = None, capture: bool = False
-) -> None:
+def call(*command: str | Path, environment: dict[str, str] | None = None) -> None:
     """Run a command in the checkout; uv never fetches a Python of its own."""
     env = {**os.environ, **(environment or {}), "UV_PYTHON_DOWNLOADS": "never"}
-    subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=capture)
+    subprocess.run(command, cwd=ROOT, env=env, check=True)
 
 
 if __name__ == "__main__":

@@ -32,28 +32,35 @@ def test_a_long_module_is_pointed_out_and_a_very_long_one_refused(
     assert [is_error for is_error, _ in sizes.findings(source)] == errors
 
 
-def wheel(name: str, *, yanked: bool = False) -> dict[str, object]:
-    return {"filename": name, "yanked": yanked}
+def offer(*names: str) -> list[get_uv.Link]:
+    return [get_uv.Link(name, f"../../{name}#sha256=00") for name in names]
 
 
 def test_the_newest_fitting_uv_is_chosen() -> None:
     linux = "py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
-    files = [
-        wheel(f"uv-0.13.2-{linux}"),
-        wheel(f"uv-0.13.10-{linux}"),
-        wheel(f"uv-0.13.11-{linux}", yanked=True),
-        wheel(f"uv-0.14.0rc1-{linux}"),
-        wheel(f"uv-1.0.0-{linux}"),
-        wheel("uv-0.13.12-py3-none-musllinux_1_1_x86_64.whl"),
-        wheel("uv-0.13.12-py3-none-manylinux_2_28_aarch64.whl"),
-        wheel("uv-0.13.12.tar.gz"),
-    ]
-    assert get_uv.newest(files, "manylinux*x86_64")["filename"] == f"uv-0.13.10-{linux}"
+    offered = offer(
+        f"uv-0.13.2-{linux}",
+        f"uv-0.13.10-{linux}",
+        f"uv-0.14.0rc1-{linux}",
+        f"uv-1.0.0-{linux}",
+        "uv-0.13.12-py3-none-musllinux_1_1_x86_64.whl",
+        "uv-0.13.12-py3-none-manylinux_2_28_aarch64.whl",
+        "uv-0.13.12.tar.gz",
+    )
+    assert get_uv.newest(offered, "manylinux*x86_64").name == f"uv-0.13.10-{linux}"
 
 
 def test_a_machine_without_a_fitting_uv_is_told_so() -> None:
     with pytest.raises(OSError, match=r"no uv.* for manylinux\*riscv64"):
-        get_uv.newest([wheel("uv-0.13.2-py3-none-win_amd64.whl")], "manylinux*riscv64")
+        get_uv.newest(offer("uv-0.13.2-py3-none-win_amd64.whl"), "manylinux*riscv64")
+
+
+def test_the_files_of_an_index_page_are_read_without_the_withdrawn() -> None:
+    page = (
+        '<a href="../files/uv-0.13.1.tar.gz#sha256=aa" data-requires-python="&gt;=3.8">uv</a>'
+        '<a href="../files/uv-0.13.2.tar.gz#sha256=bb" data-yanked="bad">uv</a> <b href="x">no</b>'
+    )
+    assert get_uv.links(page) == [("uv-0.13.1.tar.gz", "../files/uv-0.13.1.tar.gz#sha256=aa")]
 
 
 def test_programs_are_fetched_by_https_only() -> None:
