@@ -63,10 +63,10 @@ def same(path: Path, text: str, *, write: bool) -> bool:
 
 def command_line() -> str:
     """The reference of the `chappe` command and all below it."""
-    from chappe.cli.main import main as chappe
+    from chappe.cli.main import root
 
     lines = ["# Command line", ""]
-    for context in commands(click.Context(chappe, info_name="chappe")):
+    for context in commands(click.Context(root, info_name="chappe")):
         lines += command_section(context)
     return "\n".join(lines)
 
@@ -86,9 +86,7 @@ def command_section(context: click.Context) -> list[str]:
     command = context.command
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     lines = [f"## `{context.command_path}`", "", "```", usage, "```", ""]
-    # Click's own marks: what follows \f is not for users, \b keeps the next paragraph's lines.
-    text = inspect.cleandoc((command.help or "").split("\f")[0]).replace("\b\n", "")
-    lines += [text, ""] if text else []
+    lines += prose(command.help)
     if isinstance(command, click.Group):
         below = [
             (name, command.get_command(context, name)) for name in command.list_commands(context)
@@ -99,9 +97,19 @@ def command_section(context: click.Context) -> list[str]:
             if sub is not None and not sub.hidden
         ]
         lines += table(("command", "what it does"), rows)
-    records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
+    options = [option for option in command.get_params(context) if option.name != "help"]
+    records = [option.get_help_record(context) for option in options]
     rows = [(f"`{record[0]}`", record[1]) for record in records if record is not None]
-    return lines + table(("option", "meaning"), rows)
+    return lines + table(("option", "meaning"), rows) + prose(command.epilog)
+
+
+def prose(text: str | None) -> list[str]:
+    """Click's help as Markdown: what follows \\f is not for users, a paragraph after \\b keeps its lines."""
+    lines: list[str] = []
+    for paragraph in inspect.cleandoc(text or "").split("\f")[0].split("\n\n"):
+        kept = paragraph.removeprefix("\b\n")
+        lines += ["```", kept, "```", ""] if kept != paragraph else [kept, ""]
+    return lines if text else []
 
 
 def rest() -> str:

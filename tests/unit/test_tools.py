@@ -80,7 +80,12 @@ def tower() -> None:
 @click.argument("arms")
 @click.option("--speed", type=click.Choice(["slow", "fast"]), default="slow", show_default=True)
 def wave(arms: str, speed: str) -> None:
-    """Move the arms."""
+    """Move the arms.
+
+    \b
+    slow  by hand
+    fast  by wind
+    """
 
 
 def test_commands_are_documented_depth_first() -> None:
@@ -89,6 +94,8 @@ def test_commands_are_documented_depth_first() -> None:
     section = "\n".join(generate.command_section(contexts[1]))
     assert "tower wave [OPTIONS] ARMS" in section
     assert r"| `--speed [slow\|fast]` | [default: slow] |" in section
+    assert "```\nslow  by hand\nfast  by wind\n```" in section
+    assert "--help" not in section
     assert "| `wave` | Move the arms. |" in "\n".join(generate.command_section(contexts[0]))
 
 
