@@ -97,7 +97,7 @@ def command_section(context: click.Context) -> list[str]:
             if sub is not None and not sub.hidden
         ]
         lines += table(("command", "what it does"), rows)
-    options = [option for option in command.get_params(context) if option.name != "help"]
+    options = [option for option in command.get_params(context) if "--help" not in option.opts]
     records = [option.get_help_record(context) for option in options]
     rows = [(f"`{record[0]}`", record[1]) for record in records if record is not None]
     return lines + table(("option", "meaning"), rows) + prose(command.epilog)
