@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -122,7 +123,7 @@ def rest() -> str:
         for method in METHODS:
             if method in item:
                 lines += operation_section(method, path, item[method])
-    lines += ["# Types", ""]
+    lines += ["## Types", ""]
     for name, schema in sorted(document.get("components", {}).get("schemas", {}).items()):
         lines += schema_section(name, schema)
     return "\n".join(lines)
@@ -154,7 +155,7 @@ def operation_section(method: str, path: str, operation: dict[str, Any]) -> list
 
 def schema_section(name: str, schema: dict[str, Any]) -> list[str]:
     """One type: its description and its fields."""
-    lines = [f"## {name}", "", inspect.cleandoc(schema.get("description", "")), ""]
+    lines = [f"### {name}", "", inspect.cleandoc(schema.get("description", "")), ""]
     if "properties" not in schema:
         return [*lines, type_text(schema), ""]
     required = schema.get("required", [])
@@ -172,7 +173,7 @@ def schema_section(name: str, schema: dict[str, Any]) -> list[str]:
 
 def default_text(schema: dict[str, Any]) -> str:
     """The default of a field that may be left out."""
-    return f"`{schema['default']!r}`" if "default" in schema else ""
+    return f"`{json.dumps(schema['default'])}`" if "default" in schema else ""
 
 
 def content_text(content: dict[str, Any]) -> str:
@@ -223,14 +224,15 @@ def configuration() -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, or nothing where there are no rows."""
-    if not rows:
+    """A Markdown table without columns that say nothing, or nothing where there are no rows."""
+    columns = [index for index in range(len(heads)) if any(row[index] for row in rows)]
+    if not columns:
         return []
     # A cell is one line, and a bar would end it.
-    cells = [tuple(" ".join(cell.split()).replace("|", "\\|") for cell in row) for row in rows]
+    cells = [[" ".join(row[i].split()).replace("|", "\\|") for i in columns] for row in rows]
     return [
-        "| " + " | ".join(heads) + " |",
-        "|" + "---|" * len(heads),
+        "| " + " | ".join(heads[i] for i in columns) + " |",
+        "|" + "---|" * len(columns),
         *("| " + " | ".join(row) + " |" for row in cells),
         "",
     ]
