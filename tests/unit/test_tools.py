@@ -21,6 +21,10 @@ def test_a_function_of_seventy_lines_passes_and_one_more_does_not(tmp_path: Path
     assert sizes.main([str(tmp_path)]) == 0
     source.write_text(function(71))
     assert sizes.main([str(tmp_path)]) == 1
+    migrations = tmp_path / "migrations"
+    migrations.mkdir()
+    source.rename(migrations / "a.py")
+    assert sizes.main([str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize(("lines", "errors"), [(400, []), (401, [False]), (601, [True])])
