@@ -1,0 +1,86 @@
+"""Files that are there entirely or not at all, and paths that stay below their base."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from pathlib import Path
+
+from chappe.core.errors import Invalid
+from chappe.core.jobs import check_relative
+
+#: What a full disk, a used-up quota or a size limit looks like.
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class PathEscape(Invalid):
+    """A relative path leads, through `..` or a symbolic link, out of the directory it belongs to."""
+
+    default_code = "path_escape"
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable (fsync). OSError when it cannot."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
+    """Replace `path` by `data`: a reader sees the old file or the new one, also after a crash.
+
+    `mode` holds whatever the umask says. With `durable` the data and the name survive a power cut.
+    Raises OSError, and then leaves nothing behind.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        write_new(temporary, data, mode, durable=durable)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    if durable:
+        sync_directory(path.parent)
+
+
+def write_new(path: Path, data: bytes, mode: int, *, durable: bool = True) -> None:
+    """Write a file that must not exist yet (FileExistsError). Not atomic: for temporary names."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        os.fchmod(fd, mode)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def below(base: Path, relative: str) -> Path:
+    """The real path of `relative` below `base`, whether or not it exists.
+
+    Symbolic links are followed, and refused when they lead out of `base`: a Job may leave a link behind,
+    and the next one must not be led out by it. Raises PathEscape, or Invalid for a path that is no
+    relative path. Somebody who changes links at the same moment under the same account is not kept out.
+    """
+    check_relative(relative, "path")
+    root = os.path.realpath(base)
+    real = os.path.realpath(os.path.join(root, relative))
+    if real != root and not real.startswith(root.rstrip("/") + "/"):
+        raise PathEscape(
+            f"{relative!r} leads out of {root} (to {real}): remove the symbolic link", field="path"
+        )
+    return Path(real)
+
+
+def make_below(base: Path, relative: str) -> Path:
+    """Like `below`, and the directory exists afterwards. PathEscape, OSError."""
+    path = below(base, relative)
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,141 @@
+"""The Site's ledger: one entry per start, so that no start happens twice, whoever asks for it.
+
+A claim is one file-system operation that creates `ledger/<xx>/<job>.<attempt>` or fails because it exists,
+and that already holds who claimed it: a symbolic link whose target is `session:epoch:not_after`. (A file
+made with O_CREAT|O_EXCL is as exclusive, but is empty until it is written: a process killed in between
+would leave a claim that nobody owns, and the Job could never start again. A link also takes no data block,
+and one system call instead of three.) It needs no lock, and works on NFS, Lustre and GPFS.
+
+Nothing is synced to disk. What a power cut may cost: the claims of the last seconds. Then the same attempt
+could be claimed once more, if a grant of it came again. An honest Hub does not send one: a grant that may
+have started counts as started, and the next one has a higher attempt. A stolen Hub would gain, after a
+power cut, one more start of a few Jobs, never beside the first, which died with the power. An fsync per
+start (0.1 to 20 ms) would be paid by everybody, always.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from chappe.core import limits
+from chappe.core.errors import Unavailable
+from chappe.core.ids import check_id
+from chappe.link.clock import now as wall_clock
+
+#: Entries outlive the signature by this much: clocks of nodes differ.
+_MARGIN_S = 86_400.0
+
+
+class LedgerUnavailable(Unavailable):
+    """The ledger cannot be read or written (disk full, quota, file system away): start nothing; repeat."""
+
+    default_code = "ledger_unavailable"
+
+
+class Claim(StrEnum):
+    """What came of a claim: it is new, it was this Session's already, or it is somebody else's."""
+
+    CLAIMED = "claimed"
+    OURS = "ours"
+    TAKEN = "taken"
+
+
+class Claimant(msgspec.Struct, frozen=True):
+    """Who claimed a start, and until when the entry matters (seconds since 1970)."""
+
+    session: str
+    epoch: int
+    not_after: float
+
+
+class Ledger:
+    """The ledger in one directory, which several pilots of a Site share."""
+
+    def __init__(self, directory: Path) -> None:
+        self._root = os.fspath(directory)
+
+    def claim(
+        self, job: str, attempt: int, session: str, epoch: int, not_after: float | None = None
+    ) -> Claim:
+        """Claim one start. Start the Job on CLAIMED only; OURS means that this Session claimed it before
+        (a pilot that was restarted), and that it may have started it.
+
+        `not_after` is the signature's (None: 30 days from now); entries live that long. Raises
+        LedgerUnavailable, Invalid for a job or session that is no id.
+        """
+        path = self._path(job, attempt)
+        check_id(session, "session")
+        if not_after is None:
+            not_after = wall_clock() + limits.NOT_AFTER_DEFAULT_S
+        target = f"{session}:{epoch}:{int(min(not_after, 1e11))}"
+        try:
+            self._link(target, path)
+        except FileExistsError:
+            owner = self._owner(path)
+            return Claim.OURS if owner is not None and owner.session == session else Claim.TAKEN
+        except OSError as e:
+            raise _unavailable("write", path, e) from e
+        return Claim.CLAIMED
+
+    def claimed(self, job: str, attempt: int) -> Claimant | None:
+        """Who claimed this start; None when nobody did. Raises LedgerUnavailable."""
+        return self._owner(self._path(job, attempt))
+
+    def prune(self, now: float, most: int = 10_000) -> int:
+        """Remove up to `most` entries that expired more than a day before `now`; how many they were.
+
+        It reads the whole ledger: for a thread, once a day. Raises LedgerUnavailable.
+        """
+        removed = 0
+        try:
+            with os.scandir(self._root) as parts:
+                directories = [part.path for part in parts if part.is_dir(follow_symlinks=False)]
+            for directory in directories:
+                with os.scandir(directory) as entries:
+                    for entry in entries:
+                        owner = self._owner(entry.path)
+                        if owner is None or owner.not_after + _MARGIN_S >= now:
+                            continue
+                        os.unlink(entry.path)
+                        removed += 1
+                        if removed >= most:
+                            return removed
+        except FileNotFoundError:
+            return removed
+        except OSError as e:
+            raise _unavailable("prune", self._root, e) from e
+        return removed
+
+    def _path(self, job: str, attempt: int) -> str:
+        # The id's last digits are random (its first are the time), so the parts fill evenly.
+        return f"{self._root}/{check_id(job, 'job')[-2:]}/{job}.{int(attempt)}"
+
+    def _link(self, target: str, path: str) -> None:
+        try:
+            os.symlink(target, path)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.symlink(target, path)
+
+    def _owner(self, path: str) -> Claimant | None:
+        try:
+            session, epoch, not_after = os.readlink(path).split(":")
+            return Claimant(session, int(epoch), float(not_after))
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            if e.errno != errno.EINVAL:
+                raise _unavailable("read", path, e) from e
+        except ValueError:
+            pass
+        # Not an entry of ours: a claim all the same, and nobody's to take.
+        return Claimant("", 0, float("inf"))
+
+
+def _unavailable(verb: str, path: str, error: OSError) -> LedgerUnavailable:
+    return LedgerUnavailable(f"cannot {verb} the ledger ({path}): {error.strerror}")
