@@ -149,9 +149,7 @@ def check_spec(spec: JobSpec) -> None:
     if not spec.sites:
         raise Invalid("give at least one site", field="sites")
     if len(spec.sites) > limits.SITES_PER_JOB or len(set(spec.sites)) != len(spec.sites):
-        raise Invalid(
-            f"sites must be distinct and at most {limits.SITES_PER_JOB}", field="sites"
-        )
+        raise Invalid(f"sites must be distinct and at most {limits.SITES_PER_JOB}", field="sites")
     if len(spec.name) > limits.NAME_CHARS or not spec.name.isprintable():
         raise Invalid(
             f"a name is printable and at most {limits.NAME_CHARS} characters", field="name"

@@ -12,8 +12,10 @@ One exception is asked for by the user: with `takeover_s` the pilot's side kills
 contact for so long, counted from the moment it *sent* the last request that was answered, and the Hub
 grants it anew after the same time counted from its commit, which is later (promise I9).
 
-*Attempts.* `attempt` counts starts. A start that nobody can exclude counts: on proof of death a granted
-Job is taken as started, unless the Site proves by its ledger that it was not.
+*Attempts.* `attempt` counts starts. The grant names the number; it may exceed the row's by more than one
+only after a restored backup forgot some, so reports are accepted with any higher number. A start that
+nobody can exclude counts: on proof of death a granted Job is taken as started, unless the Site proves by
+its ledger that it was not.
 """
 
 from __future__ import annotations
@@ -128,7 +130,7 @@ def start(job: Held, attempt: int, at: float) -> Decision | Verdict:
     """The pilot says that attempt `attempt` began at `at`."""
     if job.state is State.RUNNING:
         return Verdict.DUPLICATE
-    if job.state not in RUNNABLE or attempt != job.attempt + 1:
+    if job.state not in RUNNABLE or attempt <= job.attempt:
         return Verdict.ILLEGAL
     return Decision(State.RUNNING, attempt, (Step(job.state, State.RUNNING, at),), release=False)
 
@@ -139,10 +141,10 @@ def end(
     """The pilot says how an attempt ended. An end that overtook its start brings `started_at` along."""
     steps: list[Step] = []
     if job.state in RUNNABLE:
-        if attempt != job.attempt + 1 or started_at is None:
+        if attempt <= job.attempt or started_at is None:
             return Verdict.ILLEGAL
         steps.append(Step(job.state, State.RUNNING, started_at))
-    elif job.state is not State.RUNNING or attempt != job.attempt:
+    elif job.state is not State.RUNNING or attempt < job.attempt:
         return Verdict.ILLEGAL
     return _after_run(job, attempt, steps, at, outcome, now)
 

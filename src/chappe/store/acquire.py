@@ -1,0 +1,123 @@
+"""Choosing Jobs for a pilot: the heads of the Shapes that fit, merged by priority and age.
+
+Shapes that do not fit are skipped by their counts in memory, so Jobs that cannot run here cost nothing,
+however many they are.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import text
+
+from chappe.core import limits
+from chappe.core.shapes import Capacity, Room, misfit
+from chappe.store.catalog import ShapeEntry
+from chappe.store.principal import Principal
+from chappe.store.tables import WAITS
+from chappe.store.tx import Tx, to_json
+from chappe.wire.submission import Submission
+from chappe.wire.sync import Grant, SyncReply, SyncRequest
+
+HEADS = text(f"""
+    SELECT n, priority, state, app, site FROM job WHERE shape = :shape AND {WAITS}
+    ORDER BY priority DESC, n LIMIT :most""")
+
+NEXT_HEADS = text(f"""
+    SELECT n, priority, state, app, site FROM job WHERE shape = :shape AND {WAITS}
+        AND (priority, -n) < (:priority, -:n)
+    ORDER BY priority DESC, n LIMIT :most""")
+
+LEASE = text("""
+    UPDATE job SET session = :session, granted_request = :request, site = :site, epoch = epoch + 1
+    WHERE n IN (SELECT value FROM json_each(:ns))""")
+
+GRANTED = text("""
+    SELECT job.id, job.epoch, job.attempt, job.spec, s.id AS submission, job.idx, job.priority
+    FROM json_each(:ns) v CROSS JOIN job ON job.n = v.value LEFT JOIN submission s ON s.n = job.submission
+    ORDER BY v.key""")
+
+SUBMISSIONS = text("""
+    SELECT DISTINCT s.id, s.statement, s.sig FROM json_each(:ns) v CROSS JOIN job ON job.n = v.value JOIN submission s ON s.n = job.submission""")
+
+
+def acquire_grants(tx: Tx, p: Principal, session: Any, req: SyncRequest, reply: SyncReply) -> None:
+    """Grant what fits into `req.capacity`, and put it into `reply`."""
+    capacity = req.capacity
+    if capacity is None or reply.drain or p.site_n is None:
+        return
+    chosen = choose(tx, p.site_n, capacity)
+    if not chosen:
+        return
+    ns = []
+    for entry, head in chosen:
+        tx.waiting(entry.n, -1)
+        if head.site != p.site_n:
+            tx.count(p.project_n, head.site or 0, head.app or "", head.state, -1)
+            tx.count(p.project_n, p.site_n, head.app or "", head.state, 1)
+        ns.append(head.n)
+    tx.write(LEASE, session=session.n, request=req.request_no, site=p.site_n, ns=to_json(ns))
+    fill_grants(tx, ns, req, reply)
+
+
+def choose(tx: Tx, site_n: int, capacity: Capacity) -> list[tuple[ShapeEntry, Any]]:
+    """The Jobs to grant, best first."""
+    room = Room(capacity, limits.GRANTS_PER_SYNC)
+    fitting = [
+        entry
+        for entry in tx.catalog.sites[site_n].shapes
+        if entry.waiting and misfit(entry.shape, capacity) is None and room.most(entry.shape) > 0
+    ]
+    if not fitting:
+        return []
+    queues = [_heads(tx, entry, room, len(fitting)) for entry in fitting]
+    heap: list[tuple[int, int, int, Any]] = []
+    for i, queue in enumerate(queues):
+        head = next(queue, None)
+        if head is not None:
+            heap.append((-head.priority, head.n, i, head))
+    heapq.heapify(heap)
+    chosen: list[tuple[ShapeEntry, Any]] = []
+    while heap and room.left:
+        _, _, i, head = heap[0]
+        if not room.take(fitting[i].shape):
+            # No room for this Shape any more; smaller ones may still fit.
+            heapq.heappop(heap)
+            continue
+        chosen.append((fitting[i], head))
+        head = next(queues[i], None)
+        if head is None:
+            heapq.heappop(heap)
+        else:
+            heapq.heapreplace(heap, (-head.priority, head.n, i, head))
+    return chosen
+
+
+def _heads(tx: Tx, entry: ShapeEntry, room: Room, shapes: int) -> Iterator[Any]:
+    """A Shape's Jobs, best first, read in chunks that shrink with the number of Shapes."""
+    most = max(4, min(room.most(entry.shape), 2 * room.left // shapes + 1))
+    rows: Sequence[Any] = tx.read(HEADS, shape=entry.n, most=most)
+    while rows:
+        yield from rows
+        if len(rows) < most:
+            return
+        last = rows[-1]
+        rows = tx.read(NEXT_HEADS, shape=entry.n, priority=last.priority, n=last.n, most=most)
+
+
+def fill_grants(tx: Tx, ns: list[int], req: SyncRequest, reply: SyncReply) -> None:
+    """Put the grants of these Jobs into `reply`, with submissions that the pilot does not have."""
+    if not ns:
+        return
+    numbers = to_json(ns)
+    for id, epoch, attempt, spec, submission, idx, priority in tx.read(GRANTED, ns=numbers):
+        reply.grants.append(
+            Grant(id, epoch, attempt + 1, msgspec.Raw(spec.encode()), submission, idx, priority)
+        )
+    have = set(req.have_submissions)
+    for id, statement, sig in tx.read(SUBMISSIONS, ns=numbers):
+        if id not in have:
+            reply.submissions.append(Submission(id, msgspec.Raw(statement.encode()), sig))

@@ -1,0 +1,251 @@
+"""Cancel, retry and delete: of named Jobs in one transaction, or by filter in bounded chunks.
+
+Each function takes the row number after which to go on and returns where the next chunk begins (None
+at the end), so that an act on a million Jobs never holds the writer for long.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import sqlalchemy as sa
+from sqlalchemy import text
+
+from chappe.core import leases
+from chappe.core.errors import Invalid
+from chappe.core.jobs import ParentPolicy
+from chappe.core.states import FINAL, State
+from chappe.store.changes import Change, apply, settle_children
+from chappe.store.create import (
+    PreparedSubmission,
+    check_hash,
+    insert_submissions,
+    prepare_submission,
+)
+from chappe.store.principal import Principal
+from chappe.store.rows import JobRow, rows_by_id, rows_by_n
+from chappe.store.select import where
+from chappe.store.tables import job
+from chappe.store.tx import Tx, to_json
+from chappe.wire.jobs import ActOnJobs, ActReply, JobVerdict
+
+CHUNK = 2_000
+
+SET_CANCEL = text("""
+    UPDATE job SET cancel_at = :now, changed_at = :now
+    WHERE n IN (SELECT value FROM json_each(:ns)) AND cancel_at IS NULL""")
+
+SESSIONS_OF = text("""
+    SELECT DISTINCT s.id FROM job JOIN session s ON s.n = job.session
+    WHERE job.n IN (SELECT value FROM json_each(:ns))""")
+
+#: For each of these Jobs: its parents, and whether each is final and finished.
+PARENTS = text("""
+    SELECT e.child, p.n, p.phase IN ('finished', 'failed', 'cancelled', 'deleted'),
+           p.phase = 'finished'
+    FROM edge e JOIN job p ON p.n = e.parent WHERE e.child IN (SELECT value FROM json_each(:ns))""")
+
+SET_WAITING_PARENTS = text("""
+    UPDATE job SET waiting_parents = v.value->>1 FROM json_each(:rows) v WHERE job.n = v.value->>0""")
+
+#: A parent that runs again is waited for again by the children that still wait.
+RAISE_WAITING = text("""
+    UPDATE job SET waiting_parents = waiting_parents + e.again
+    FROM (SELECT child, count(*) AS again FROM edge
+          WHERE parent IN (SELECT value FROM json_each(:parents)) GROUP BY child) e
+    WHERE job.n = e.child AND job.state = 'AWAITING_PARENTS'""")
+
+SIGN_ANEW = text("""
+    UPDATE job SET submission = v.value->>1, idx = v.value->>2,
+        max_attempts = COALESCE(v.value->>3, max_attempts)
+    FROM json_each(:rows) v WHERE job.n = v.value->>0""")
+
+SPECS = text("SELECT n, spec FROM job WHERE n IN (SELECT value FROM json_each(:ns))")
+
+SIGNED_UNTIL = text("""
+    SELECT job.n FROM job JOIN submission s ON s.n = job.submission
+    WHERE job.n IN (SELECT value FROM json_each(:ns)) AND s.not_after <= :now""")
+
+BURY = text("""
+    UPDATE job SET phase = 'deleted', spec = '', envelope = NULL, outcome = NULL, retries = NULL,
+        changed_at = :now WHERE n IN (SELECT value FROM json_each(:ns))""")
+
+DROP_TAGS = text("DELETE FROM tag WHERE job IN (SELECT value FROM json_each(:ns))")
+DROP_RESULTS = text("DELETE FROM result WHERE job IN (SELECT value FROM json_each(:ns))")
+
+Answer = tuple[ActReply, int | None]
+
+
+def cancel(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
+    """Cancel: at once what nobody holds; what a pilot holds is cancelled when its end is reported."""
+
+    def decide(rows: list[JobRow]) -> dict[int, str]:
+        codes: dict[int, str] = {}
+        changes = []
+        pending = []
+        for row in rows:
+            if row.state in FINAL:
+                codes[row.n] = "finished" if row.state is State.JOB_FINISHED else "skipped"
+                continue
+            decision = leases.cancel(row.held(), row.session is not None, tx.now)
+            if decision is None:
+                codes[row.n] = "cancelling"
+                pending.append(row.n)
+            else:
+                codes[row.n] = "cancelled"
+                changes.append(Change(row, decision))
+        if pending:
+            tx.write(SET_CANCEL, now=tx.now, ns=to_json(pending))
+            tx.effects.kill |= {r[0] for r in tx.read(SESSIONS_OF, ns=to_json(pending))}
+        apply(tx, changes)
+        return codes
+
+    return _act(tx, p, act, after, decide)
+
+
+def retry(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
+    """Reopen Jobs that failed or were cancelled, under their signature or a new one."""
+    prepared = [prepare_submission(s, p, tx.now) for s in act.submissions]
+    return _act(tx, p, act, after, lambda rows: _retry(tx, p, act, prepared, rows))
+
+
+def _retry(
+    tx: Tx,
+    p: Principal,
+    act: ActOnJobs,
+    prepared: list[PreparedSubmission],
+    rows: list[JobRow],
+) -> dict[int, str]:
+    codes: dict[int, str] = {}
+    signed = _signed_anew(tx, act, prepared, rows)
+    late = {r[0] for r in tx.read(SIGNED_UNTIL, ns=to_json([r.n for r in rows]), now=tx.now)}
+    again: dict[int, JobRow] = {}
+    for row in rows:
+        if row.n in signed:
+            new = prepared[signed[row.n][0]].statement.max_attempts
+            row.max_attempts = row.max_attempts if new is None else new
+        code = leases.may_retry(row.held())
+        if code is None and row.n in late and row.n not in signed:
+            code = "expired"
+        if code is None:
+            again[row.n] = row
+        else:
+            codes[row.n] = code
+    open_parents = _open_parents(tx, again, codes)
+    if signed:
+        numbers = insert_submissions(tx, p, prepared)
+        tx.write_rows(
+            SIGN_ANEW,
+            [
+                (n, numbers[s], idx, prepared[s].statement.max_attempts)
+                for n, (s, idx) in signed.items()
+                if n in again
+            ],
+        )
+    tx.write_rows(SET_WAITING_PARENTS, list(open_parents.items()))
+    if again:
+        tx.write(RAISE_WAITING, parents=to_json(list(again)))
+    apply(
+        tx,
+        [
+            Change(row, leases.retry(row.held(), open_parents.get(n, 0), tx.now))
+            for n, row in again.items()
+        ],
+    )
+    codes.update(dict.fromkeys(again, "retried"))
+    return codes
+
+
+def _signed_anew(
+    tx: Tx, act: ActOnJobs, prepared: list[PreparedSubmission], rows: list[JobRow]
+) -> dict[int, tuple[int, int]]:
+    """Row number → (submission, idx) of the Jobs that the request signs anew, their hashes checked."""
+    if not act.signed:
+        return {}
+    named = {row.n: act.signed[row.id] for row in rows if row.id in act.signed}
+    for n, spec in tx.read(SPECS, ns=to_json(list(named))):
+        index, idx = named[n]
+        if not 0 <= index < len(prepared):
+            raise Invalid("`signed` names a submission that is not there", field="signed")
+        check_hash(prepared[index], idx, spec.encode())
+    return named
+
+
+def _open_parents(tx: Tx, again: dict[int, JobRow], codes: dict[int, str]) -> dict[int, int]:
+    """How many parents each reopened Job waits for. Jobs that could only fail again are refused."""
+    parents: dict[int, list[tuple[int, bool, bool]]] = {}
+    for child, parent, final, finished in tx.read(PARENTS, ns=to_json(list(again))):
+        parents.setdefault(child, []).append((parent, bool(final), bool(finished)))
+    while True:
+        refused = [
+            n
+            for n, ps in parents.items()
+            if n in again
+            and again[n].parent_policy is ParentPolicy.FAIL
+            and any(final and not finished and q not in again for q, final, finished in ps)
+        ]
+        if not refused:
+            break
+        for n in refused:
+            codes[n] = "parents_failed"
+            del again[n]
+    open_ = {
+        n: sum(not final or q in again for q, final, _ in ps)
+        for n, ps in parents.items()
+        if n in again
+    }
+    return {n: count for n, count in open_.items() if count}
+
+
+def delete(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
+    """Delete final Jobs; a tombstone remembers the id. A deleted parent counts as failed."""
+
+    def decide(rows: list[JobRow]) -> dict[int, str]:
+        gone = [row for row in rows if row.state in FINAL]
+        ns = to_json([row.n for row in gone])
+        if gone:
+            tx.write(BURY, ns=ns, now=tx.now)
+            tx.write(DROP_TAGS, ns=ns)
+            tx.write(DROP_RESULTS, ns=ns)
+        for row in gone:
+            tx.count(row.project, row.site or 0, row.app or "", row.state, -1)
+            tx.event(row.project, "job.deleted", row.n, attempt=row.attempt, epoch=row.epoch)
+        settle_children(tx, [row.n for row in gone], lower=False)
+        return {row.n: "deleted" if row.state in FINAL else "not_final" for row in rows}
+
+    return _act(tx, p, act, after, decide)
+
+
+def _act(
+    tx: Tx,
+    p: Principal,
+    act: ActOnJobs,
+    after: int,
+    decide: Callable[[list[JobRow]], dict[int, str]],
+) -> Answer:
+    """Find the Jobs, decide them, and answer: by id with a verdict each, by filter with counts."""
+    f = act.filter
+    if f.ids is not None:
+        # Checks the number and the form of the ids, and the filter's other conditions.
+        found = tx.conn.execute(where(sa.select(job.c.id), p.project_n, f))
+        match = set(found.scalars())
+        rows = rows_by_id(tx, p, list(dict.fromkeys(f.ids)))
+        todo = [row for id, row in rows.items() if id in match]
+        codes = decide(todo) if todo else {}
+        verdicts = [
+            JobVerdict(id, _code_of(rows.get(id), match, codes)) for id in dict.fromkeys(f.ids)
+        ]
+        return ActReply(dict(Counter(v.code for v in verdicts)), verdicts), None
+    query = where(sa.select(job.c.n), p.project_n, f).where(job.c.n > after)
+    ns = list(tx.conn.execute(query.order_by(job.c.n).limit(CHUNK)).scalars())
+    codes = decide(rows_by_n(tx, ns)) if ns else {}
+    return ActReply(dict(Counter(codes.values()))), ns[-1] if len(ns) == CHUNK else None
+
+
+def _code_of(row: JobRow | None, match: set[str], codes: dict[int, str]) -> str:
+    if row is None:
+        return "not_found"
+    if row.deleted:
+        return "gone"
+    return codes[row.n] if row.id in match else "skipped"

@@ -1,0 +1,102 @@
+"""What the writer keeps in memory: Sites, Apps with compiled validators, Shapes with their counts, seqs.
+
+It is a cache of rows, changed only on the writer's thread, and read anew from the store after any
+rollback, so it can never differ from what is committed for longer than one transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+from sqlalchemy import Connection, text
+
+from chappe.core.parameters import Validator, compile_validator
+from chappe.core.shapes import Shape
+from chappe.wire.sites import AppView
+
+
+@dataclass(slots=True)
+class SiteEntry:
+    """A Site, its Apps, and the Shapes whose Jobs it may run."""
+
+    n: int
+    project: int
+    id: str
+    name: str
+    apps: dict[str, AppEntry] = field(default_factory=dict)
+    shapes: list[ShapeEntry] = field(default_factory=list)
+
+
+@dataclass(slots=True, frozen=True)
+class AppEntry:
+    """An App as its Site published it, with its parameters' validator."""
+
+    view: AppView
+    validate: Validator
+
+
+@dataclass(slots=True)
+class ShapeEntry:
+    """A Shape and how many of its Jobs could be granted now."""
+
+    n: int
+    project: int
+    shape: Shape
+    waiting: int
+
+
+@dataclass(slots=True)
+class Catalog:
+    """All of it, by row number and by id."""
+
+    incarnation: int
+    commit_no: int
+    next_job: int
+    next_seq: dict[int, int]
+    sites: dict[int, SiteEntry]
+    site_by_id: dict[tuple[int, str], SiteEntry]
+    shapes: dict[int, ShapeEntry]
+    shape_by_key: dict[tuple[int, Shape], ShapeEntry]
+
+    def add_site(self, entry: SiteEntry) -> None:
+        """Take a new Site up."""
+        self.sites[entry.n] = entry
+        self.site_by_id[entry.project, entry.id] = entry
+
+    def remove_site(self, entry: SiteEntry) -> None:
+        """Forget a deleted Site."""
+        del self.sites[entry.n]
+        del self.site_by_id[entry.project, entry.id]
+
+    def add_shape(self, entry: ShapeEntry) -> None:
+        """Take a new Shape up, at each of its Sites."""
+        self.shapes[entry.n] = entry
+        self.shape_by_key[entry.project, entry.shape] = entry
+        for site_id in entry.shape.sites:
+            site = self.site_by_id.get((entry.project, site_id))
+            if site is not None:
+                site.shapes.append(entry)
+
+
+def app_entry(view: AppView) -> AppEntry:
+    """Compile an App's validator once."""
+    return AppEntry(view, compile_validator(view.parameters))
+
+
+def load(conn: Connection) -> Catalog:
+    """Read the whole cache: a few thousand small rows at most, never Jobs."""
+    hub = conn.execute(text("SELECT incarnation, commit_no, next_job FROM hub")).one()
+    projects = conn.execute(text("SELECT n, next_seq FROM project"))
+    catalog = Catalog(hub[0], hub[1], hub[2], {row[0]: row[1] for row in projects}, {}, {}, {}, {})
+    for row in conn.execute(text("SELECT n, project, id, name FROM site")):
+        catalog.add_site(SiteEntry(*row))
+    for site_n, view in conn.execute(text("SELECT site, view FROM app")):
+        decoded = msgspec.json.decode(view, type=AppView)
+        catalog.sites[site_n].apps[decoded.name] = app_entry(decoded)
+    for n, project, body, waiting in conn.execute(
+        text("SELECT n, project, body, waiting FROM shape ORDER BY n")
+    ):
+        shape = msgspec.json.decode(body, type=Shape)
+        catalog.add_shape(ShapeEntry(n, project, shape, waiting))
+    return catalog

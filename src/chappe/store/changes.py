@@ -1,0 +1,176 @@
+"""Writing decisions: rows, Events, counts and waiting counts change together, and children are woken.
+
+Every change of a Job's state goes through `apply`. When Jobs become final, their children are settled in
+the same transaction, set by set and generation by generation, so that no child waits for a parent that
+has ended (promise I10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import text
+
+from chappe.core.dag import after_parents
+from chappe.core.jobs import ParentPolicy
+from chappe.core.leases import Decision, Outcome, Reason, Step
+from chappe.core.states import FINAL, RUNNABLE, State
+from chappe.store.rows import JobRow, phase_of, rows_by_n
+from chappe.store.tx import Tx, to_json
+
+UPDATE_JOBS = text("""
+    UPDATE job SET state = v.value->>1, phase = v.value->>2, attempt = v.value->>3,
+        session = v.value->>4, granted_request = CASE WHEN v.value->>4 IS NULL THEN NULL
+        ELSE granted_request END, site = v.value->>5, not_before = v.value->>6,
+        cancel_at = CASE WHEN v.value->>4 IS NULL THEN NULL ELSE cancel_at END,
+        outcome = COALESCE(v.value->>7, outcome), changed_at = :now
+    FROM json_each(:rows) v
+    WHERE job.n = v.value->>0 AND job.state = v.value->>8 AND job.epoch = v.value->>9""")
+
+RELEASE = text("""
+    UPDATE job SET session = NULL, granted_request = NULL, site = v.value->>1
+    FROM json_each(:rows) v WHERE job.n = v.value->>0""")
+
+LOWER_WAITING = text("""
+    UPDATE job SET waiting_parents = waiting_parents - e.ended
+    FROM (SELECT child, count(*) AS ended FROM edge
+          WHERE parent IN (SELECT value FROM json_each(:parents)) GROUP BY child) e
+    WHERE job.n = e.child AND job.state = 'AWAITING_PARENTS' RETURNING job.n""")
+
+CHILDREN = text("""
+    SELECT DISTINCT child FROM edge WHERE parent IN (SELECT value FROM json_each(:parents))""")
+
+#: How the parents of each child stand: all of them, those not final, those that finished.
+PARENTS_STAND = text("""
+    SELECT e.child, count(*), sum(p.phase NOT IN ('finished', 'failed', 'cancelled', 'deleted')),
+           sum(p.phase = 'finished')
+    FROM edge e JOIN job p ON p.n = e.parent
+    WHERE e.child IN (SELECT value FROM json_each(:children)) GROUP BY e.child""")
+
+
+@dataclass(slots=True)
+class Change:
+    """A Job's row as it was, and what was decided about it."""
+
+    row: JobRow
+    decision: Decision
+
+
+def apply(tx: Tx, changes: Sequence[Change]) -> None:
+    """Write decisions about different Jobs, then settle the children of those that became final."""
+    if not changes:
+        return
+    updates = []
+    for change in changes:
+        row, decision = change.row, change.decision
+        was_waiting = row.waits
+        site = _site_after(tx, row, decision)
+        if row.site != site:
+            _move_count(tx, row, site)
+        tx.decided(row.project, row.n, site or 0, row.app or "", row.state, row.epoch, decision)
+        updates.append(
+            (
+                row.n,
+                decision.state,
+                phase_of(decision.state),
+                decision.attempt,
+                None if decision.release else row.session,
+                site,
+                decision.not_before,
+                decision.outcome and to_json(decision.outcome),
+                row.state,
+                row.epoch,
+            )
+        )
+        row.state, row.phase = decision.state, phase_of(decision.state)
+        row.attempt, row.site, row.not_before = decision.attempt, site, decision.not_before
+        if decision.release:
+            row.session = None
+        if row.waits != was_waiting:
+            tx.waiting(row.shape, 1 if row.waits else -1)
+        if decision.not_before is not None:
+            tx.effects.due = True
+    tx.dirty = True
+    done = tx.conn.execute(UPDATE_JOBS, {"rows": to_json(updates), "now": tx.now})
+    if done.rowcount != len(updates):
+        raise RuntimeError(f"{len(updates)} jobs decided, {done.rowcount} rows matched")
+    settle_children(tx, [c.row.n for c in changes if c.decision.state in FINAL])
+
+
+def release(tx: Tx, rows: Iterable[JobRow]) -> None:
+    """Take unstarted grants back: the Jobs can be granted again, under a higher epoch."""
+    updates = []
+    for row in rows:
+        site = _site_if_fixed(tx, row)
+        if site != row.site:
+            _move_count(tx, row, site)
+        row.session, row.site = None, site
+        updates.append((row.n, site))
+        if row.waits:
+            tx.waiting(row.shape, 1)
+    tx.write_rows(RELEASE, updates)
+
+
+def settle_children(tx: Tx, finals: Sequence[int], *, lower: bool = True) -> None:
+    """Decide the waiting children of Jobs that became final (or were deleted: `lower` False)."""
+    if not finals:
+        return
+    if lower:
+        touched = [r[0] for r in tx.write(LOWER_WAITING, parents=to_json(finals))]
+    else:
+        touched = [r[0] for r in tx.read(CHILDREN, parents=to_json(finals))]
+    settle(tx, touched)
+
+
+def settle(tx: Tx, children: Sequence[int]) -> None:
+    """Decide those of `children` that wait for parents and need wait no longer."""
+    if not children:
+        return
+    waiting = [r for r in rows_by_n(tx, children) if r.state is State.AWAITING_PARENTS]
+    if not waiting:
+        return
+    stand = {r[0]: r[1:] for r in tx.read(PARENTS_STAND, children=to_json([r.n for r in waiting]))}
+    changes = []
+    for row in waiting:
+        total, open_, finished = stand[row.n]
+        hopeless = row.parent_policy is ParentPolicy.FAIL and finished + open_ < total
+        if open_ and not hopeless:
+            continue
+        new = State.FAILED if hopeless else after_parents(row.parent_policy, total, finished)
+        changes.append(Change(row, _after_parents(row, new, tx.now, total - open_ - finished)))
+    apply(tx, changes)
+
+
+def _after_parents(row: JobRow, new: State, now: float, failed: int) -> Decision:
+    outcome = None
+    if new is State.FAILED:
+        outcome = Outcome(
+            reason=Reason.PARENT,
+            message=f"{failed} of its parents did not finish",
+        )
+    step = Step(row.state, new, now, outcome)
+    # A Job that asked to start later keeps that through its wait for parents.
+    due = row.not_before if new in RUNNABLE and row.not_before else None
+    return Decision(new, row.attempt, (step,), release=True, outcome=outcome, not_before=due)
+
+
+def _site_if_fixed(tx: Tx, row: JobRow) -> int | None:
+    """The Site of a Job that can run at one only; None while several could take it."""
+    entry = tx.catalog.shapes[row.shape]
+    if len(entry.shape.sites) > 1:
+        return None
+    site = tx.catalog.site_by_id.get((entry.project, entry.shape.sites[0]))
+    return site.n if site else row.site
+
+
+def _site_after(tx: Tx, row: JobRow, decision: Decision) -> int | None:
+    """Where a Job belongs after a decision: free again, a Job of several Sites belongs to none."""
+    if decision.release and decision.state not in FINAL:
+        return _site_if_fixed(tx, row)
+    return row.site
+
+
+def _move_count(tx: Tx, row: JobRow, site: int | None) -> None:
+    tx.count(row.project, row.site or 0, row.app or "", row.state, -1)
+    tx.count(row.project, site or 0, row.app or "", row.state, 1)

@@ -1,0 +1,484 @@
+"""Creating Jobs: a whole graph in one transaction, all or none, and harmless when repeated.
+
+`prepare` does what needs no transaction (decoding, checks, hashes, signatures), so that the writer's
+thread is left with a handful of set-wise statements.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import Any
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from sqlalchemy import text
+
+from chappe.core import limits
+from chappe.core.dag import check_acyclic
+from chappe.core.errors import ChappeError, Conflict, Gone, Invalid, TooLarge
+from chappe.core.ids import check_id, created_ms
+from chappe.core.jobs import (
+    Envelope,
+    JobSpec,
+    ParentPolicy,
+    Retries,
+    check_envelope,
+    decode_spec,
+)
+from chappe.core.shapes import Shape, shape_of
+from chappe.core.states import State
+from chappe.store.catalog import Catalog
+from chappe.store.changes import settle
+from chappe.store.principal import Principal
+from chappe.store.rows import phase_of
+from chappe.store.tx import Tx, to_json
+from chappe.wire.events import cursor_of
+from chappe.wire.jobs import CreateJobs, CreateReply, JobVerdict, NewJob
+from chappe.wire.submission import SIGNATURE_PREFIX, Statement, Submission
+
+EXISTING = text("""
+    SELECT job.id, job.n, job.phase, job.spec, job.envelope FROM json_each(:ids) v CROSS JOIN job ON job.project = :project AND job.id = v.value""")
+
+INSERT_JOBS = text("""
+    INSERT INTO job (n, project, id, state, phase, shape, priority, epoch, attempt, max_attempts,
+                     site, submission, idx, app, name, waiting_parents, policy, retries, takeover_s,
+                     not_before, created_at, changed_at, envelope, spec)
+    SELECT value->>0, :project, value->>1, value->>2, value->>3, value->>4, value->>5, 0, 0,
+           value->>6, value->>7, value->>8, value->>9, value->>10, value->>11, value->>12,
+           value->>13, value->>14, value->>15, value->>16, :now, :now, value->>17, value->>18
+    FROM json_each(:rows)""")
+
+INSERT_EDGES = text("""
+    INSERT INTO edge (child, parent, pos)
+    SELECT value->>0, value->>1, value->>2 FROM json_each(:rows)""")
+
+INSERT_TAGS = text("""
+    INSERT INTO tag (project, k, v, job)
+    SELECT :project, value->>0, value->>1, value->>2 FROM json_each(:rows)""")
+
+INSERT_SUBMISSION = text("""
+    INSERT INTO submission (project, id, statement, sig, not_after)
+    VALUES (:project, :id, :statement, :sig, :not_after)
+    ON CONFLICT (project, id) DO UPDATE SET id = excluded.id RETURNING n, statement, sig""")
+
+_DEFAULT_RETRIES = Retries()
+_DEFAULT_ENVELOPE = Envelope()
+
+
+class PreparedJob(msgspec.Struct):
+    """A Job that passed every check that needs no transaction."""
+
+    spec: JobSpec
+    text: str
+    envelope: Envelope
+    envelope_text: str | None
+    shape: Shape
+    submission: int | None
+    idx: int
+    max_attempts: int
+
+
+class PreparedSubmission(msgspec.Struct):
+    """A submission whose signature and form are right."""
+
+    submission: Submission
+    statement: Statement
+    hashes: bytes
+
+
+class Prepared(msgspec.Struct):
+    """What `create_jobs` needs."""
+
+    jobs: list[PreparedJob]
+    submissions: list[PreparedSubmission]
+
+
+class _Bad:
+    """Gathers what is wrong with the items of a batch, so that the user sees all of it at once."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[JobVerdict] = []
+        self.first: ChappeError | None = None
+
+    def add(self, id: str, error: ChappeError) -> None:
+        if self.first is None:
+            self.first = error
+        if len(self.verdicts) < 100:
+            self.verdicts.append(JobVerdict(id, error.code, error.message, error.field))
+
+    def raise_if_any(self, total: int) -> None:
+        if self.first is not None:
+            first = self.first
+            where = f"job {self.verdicts[0].id}: " if total > 1 else ""
+            raise type(first)(
+                f"{where}{first.message}" + (" (nothing was created)" if total > 1 else ""),
+                code=first.code,
+                field=first.field,
+                details=[msgspec.to_builtins(v) for v in self.verdicts],
+            )
+
+
+def prepare(catalog: Catalog, p: Principal, body: CreateJobs, now: float) -> Prepared:
+    """Check a request as far as possible without a transaction. Raises Invalid with all bad items."""
+    if not body.jobs:
+        raise Invalid("give at least one job", field="jobs")
+    if len(body.jobs) > limits.JOBS_PER_REQUEST:
+        raise TooLarge(
+            f"{len(body.jobs)} jobs in one request, the limit is {limits.JOBS_PER_REQUEST}",
+            field="jobs",
+        )
+    submissions = [prepare_submission(s, p, now) for s in body.submissions]
+    bad = _Bad()
+    prepared: list[PreparedJob] = []
+    shapes: dict[tuple[Any, ...], Shape] = {}
+    seen: set[str] = set()
+    for i, new in enumerate(body.jobs):
+        try:
+            job = _prepare_job(catalog, p, new, submissions, shapes, now)
+            if job.spec.id in seen:
+                raise Invalid("two jobs of the request have the same id", field="id")
+            seen.add(job.spec.id)
+            prepared.append(job)
+        except ChappeError as error:
+            bad.add(_id_of(new, i), error)
+    bad.raise_if_any(len(body.jobs))
+    check_acyclic({job.spec.id: job.spec.parents for job in prepared if job.spec.parents})
+    return Prepared(prepared, submissions)
+
+
+def _id_of(new: NewJob, i: int) -> str:
+    """The id that the verdict of a bad item shows: its own if it can be read, else its place."""
+    try:
+        found = msgspec.json.decode(new.spec)
+    except msgspec.DecodeError:
+        return f"#{i}"
+    id = found.get("id") if isinstance(found, dict) else None
+    return id[:60] if isinstance(id, str) else f"#{i}"
+
+
+def _prepare_job(
+    catalog: Catalog,
+    p: Principal,
+    new: NewJob,
+    submissions: list[PreparedSubmission],
+    shapes: dict[tuple[Any, ...], Shape],
+    now: float,
+) -> PreparedJob:
+    spec = decode_spec(new.spec)
+    if spec.project != p.project_id:
+        raise Invalid(f"the token is for project {p.project_id}", field="project")
+    _check_age(spec.id, now)
+    if new.envelope is not _DEFAULT_ENVELOPE:
+        check_envelope(new.envelope)
+    max_attempts = spec.max_attempts
+    if new.submission is None:
+        _check_unsigned(spec)
+    else:
+        signed = _signed(submissions, new, new.spec)
+        max_attempts = signed.statement.max_attempts or max_attempts
+    _check_app(catalog, p, spec, signed=new.submission is not None)
+    key = (spec.sites, spec.resources)
+    shape = shapes.get(key)
+    if shape is None:
+        shape = shapes[key] = shape_of(spec)
+    envelope_text = None if new.envelope == _DEFAULT_ENVELOPE else canonical(new.envelope)
+    return PreparedJob(
+        spec,
+        bytes(new.spec).decode(),
+        new.envelope,
+        envelope_text,
+        shape,
+        new.submission,
+        new.idx,
+        max_attempts,
+    )
+
+
+def canonical(envelope: Envelope) -> str:
+    """An envelope in one form, whatever the order of its keys: what idempotency compares."""
+    return msgspec.json.encode(envelope, order="sorted").decode()
+
+
+def _check_age(id: str, now: float) -> None:
+    """Ids older than the tombstones could have been deleted already; nobody would know."""
+    age_s = now - created_ms(id) / 1000
+    if age_s > limits.TOMBSTONE_S:
+        raise Invalid(
+            f"the id was made {age_s / 86_400:.0f} days ago; make a new one",
+            field="id",
+            code="id_too_old",
+        )
+    if age_s < -limits.CLOCK_AHEAD_S:
+        raise Invalid("the id is from the future; set this machine's clock", field="id")
+
+
+def _check_unsigned(spec: JobSpec) -> None:
+    if spec.command is not None:
+        raise Invalid("a raw command must be signed", field="command", code="unsigned")
+
+
+def _check_app(catalog: Catalog, p: Principal, spec: JobSpec, *, signed: bool) -> None:
+    for id in spec.sites:
+        site = catalog.site_by_id.get((p.project_n, id))
+        if site is None:
+            raise Invalid(f"there is no site {id[:60]!r}", field="sites")
+        if spec.app is None:
+            continue
+        app = site.apps.get(spec.app.name)
+        if app is None:
+            known = ", ".join(sorted(site.apps)) or "none"
+            raise Invalid(
+                f"site {site.name} has no app {spec.app.name[:60]!r} (it has: {known})",
+                field="app.name",
+            )
+        if spec.app.version is not None and spec.app.version != app.view.version:
+            raise Invalid(
+                f"site {site.name} has version {app.view.version} of {spec.app.name}",
+                field="app.version",
+            )
+        if not signed and not app.view.unsigned:
+            raise Invalid(
+                f"site {site.name} runs {spec.app.name} only for signed jobs",
+                field="submission",
+                code="unsigned",
+            )
+        for name in spec.env:
+            if name not in app.view.allow_env:
+                raise Invalid(
+                    f"app {spec.app.name} does not let jobs set {name}", field=f"env.{name}"
+                )
+        app.validate(spec.parameters)
+
+
+def prepare_submission(submission: Submission, p: Principal, now: float) -> PreparedSubmission:
+    """Check a submission's form and signature: a courtesy, for the check that counts is the Site's."""
+    check_id(submission.id, "submissions.id")
+    try:
+        statement = msgspec.json.decode(submission.statement, type=Statement)
+        hashes = base64.b64decode(statement.hashes, validate=True)
+        key = Ed25519PublicKey.from_public_bytes(base64.b64decode(statement.key, validate=True))
+        key.verify(
+            base64.b64decode(submission.sig, validate=True),
+            SIGNATURE_PREFIX + bytes(submission.statement),
+        )
+    except InvalidSignature:
+        raise Invalid(
+            "the signature does not match the statement", field="submissions", code="bad_signature"
+        ) from None
+    except (msgspec.DecodeError, msgspec.ValidationError, binascii.Error, ValueError) as e:
+        raise Invalid(f"the submission cannot be read: {e}", field="submissions") from None
+    if len(hashes) % 32 or not 0 < len(hashes) <= 32 * limits.JOBS_PER_SUBMISSION:
+        raise Invalid(
+            f"a submission signs 1 to {limits.JOBS_PER_SUBMISSION} hashes of 32 bytes",
+            field="submissions.hashes",
+        )
+    if statement.project != p.project_id:
+        raise Invalid("the submission was signed for another project", field="submissions.project")
+    if statement.not_after <= now:
+        raise Invalid(
+            "the submission has expired: sign anew", field="submissions.not_after", code="expired"
+        )
+    if (
+        statement.max_attempts is not None
+        and not 1 <= statement.max_attempts <= limits.ATTEMPTS_MAX
+    ):
+        raise Invalid(
+            f"max_attempts must be 1 to {limits.ATTEMPTS_MAX}", field="submissions.max_attempts"
+        )
+    return PreparedSubmission(submission, statement, hashes)
+
+
+def _signed(
+    submissions: list[PreparedSubmission], new: NewJob, spec: msgspec.Raw
+) -> PreparedSubmission:
+    index = new.submission
+    if index is None or not 0 <= index < len(submissions):
+        raise Invalid("submission is an index into `submissions`", field="submission")
+    check_hash(submissions[index], new.idx, bytes(spec))
+    return submissions[index]
+
+
+def check_hash(signed: PreparedSubmission, idx: int, spec: bytes) -> None:
+    """Raise Invalid unless the statement's hash number `idx` is that of `spec`."""
+    if not 0 <= idx < len(signed.hashes) // 32:
+        raise Invalid("idx is the place of the spec's hash in the statement", field="idx")
+    if hashlib.sha256(spec).digest() != signed.hashes[32 * idx : 32 * idx + 32]:
+        raise Invalid("the spec is not the one that was signed", field="spec", code="altered")
+
+
+def create_jobs(tx: Tx, p: Principal, prepared: Prepared) -> CreateReply:
+    """Create the Jobs of one request, or say which exist already with the same content."""
+    cursor = cursor_of(tx.catalog.incarnation, tx.catalog.next_seq[p.project_n] - 1)
+    existing = {
+        row.id: row
+        for row in tx.read(
+            EXISTING, project=p.project_n, ids=to_json([j.spec.id for j in prepared.jobs])
+        )
+    }
+    bad = _Bad()
+    fresh: list[PreparedJob] = []
+    verdicts: list[JobVerdict] = []
+    for job in prepared.jobs:
+        row = existing.get(job.spec.id)
+        if row is None:
+            fresh.append(job)
+            verdicts.append(JobVerdict(job.spec.id, "created"))
+        elif row.phase == "deleted":
+            bad.add(job.spec.id, Gone("a job with this id was deleted; make a new id", field="id"))
+        elif row.spec != job.text or row.envelope != job.envelope_text:
+            bad.add(job.spec.id, Conflict("a different job has this id", field="id"))
+        else:
+            verdicts.append(JobVerdict(job.spec.id, "exists"))
+    parents = _resolve_parents(tx, p, fresh, bad)
+    _check_sites(tx, p, fresh, bad)
+    bad.raise_if_any(len(prepared.jobs))
+    if fresh:
+        _insert(tx, p, prepared, fresh, parents)
+    return CreateReply(verdicts, cursor)
+
+
+def _check_sites(tx: Tx, p: Principal, fresh: list[PreparedJob], bad: _Bad) -> None:
+    """A Site may have been deleted since `prepare`."""
+    known = tx.catalog.site_by_id
+    for sites in {job.spec.sites for job in fresh}:
+        if any((p.project_n, s) not in known for s in sites):
+            job = next(j for j in fresh if j.spec.sites == sites)
+            bad.add(job.spec.id, Invalid("a site was deleted meanwhile", field="sites"))
+
+
+def _resolve_parents(
+    tx: Tx, p: Principal, fresh: list[PreparedJob], bad: _Bad
+) -> dict[str, tuple[int | None, bool]]:
+    """Each parent's (row number, whether it is not yet final); None for those of this request."""
+    inside = {job.spec.id for job in fresh}
+    outside = {q for job in fresh for q in job.spec.parents if q not in inside}
+    found: dict[str, tuple[int | None, bool]] = dict.fromkeys(inside, (None, True))
+    if outside:
+        for row in tx.read(EXISTING, project=p.project_n, ids=to_json(sorted(outside))):
+            final = row.phase in ("finished", "failed", "cancelled", "deleted")
+            found[row.id] = (row.n, not final)
+        for job in fresh:
+            missing = [q for q in job.spec.parents if q not in found]
+            if missing:
+                bad.add(
+                    job.spec.id,
+                    Invalid(
+                        f"there is no parent {missing[0]!r}: submit parents before, or together with, "
+                        "their children",
+                        field="parents",
+                        code="unknown_parent",
+                    ),
+                )
+    return found
+
+
+def _insert(
+    tx: Tx,
+    p: Principal,
+    prepared: Prepared,
+    fresh: list[PreparedJob],
+    parents: dict[str, tuple[int | None, bool]],
+) -> None:
+    submissions = insert_submissions(tx, p, prepared.submissions)
+    first = tx.catalog.next_job
+    tx.catalog.next_job += len(fresh)
+    number = {job.spec.id: first + i for i, job in enumerate(fresh)}
+    rows: list[tuple[Any, ...]] = []
+    edges: list[tuple[int, int, int]] = []
+    tags: list[tuple[str, str, int]] = []
+    to_settle: list[int] = []
+    waiting: dict[int, int] = {}
+    counts: dict[tuple[int, str, str], int] = {}
+    for n, job in enumerate(fresh, first):
+        spec = job.spec
+        state, open_parents = State.PREPROCESSED, 0
+        if spec.parents:
+            state = State.AWAITING_PARENTS
+            to_settle.append(n)
+            for pos, q in enumerate(spec.parents):
+                parent_n, is_open = parents[q]
+                edges.append((n, number[q] if parent_n is None else parent_n, pos))
+                open_parents += is_open
+        shape = tx.intern(p.project_n, job.shape)
+        not_before = spec.not_before if spec.not_before and spec.not_before > tx.now else None
+        rows.append(_row(tx, p, n, job, state, shape.n, submissions, open_parents, not_before))
+        tx.event(p.project_n, "job", n, None, state)
+        key = (rows[-1][7] or 0, rows[-1][10] or "", state)
+        counts[key] = counts.get(key, 0) + 1
+        if not_before is not None:
+            tx.effects.due = True
+        elif state is State.PREPROCESSED:
+            waiting[shape.n] = waiting.get(shape.n, 0) + 1
+        tags += [(k, v, n) for k, v in job.envelope.tags.items()]
+    tx.write(INSERT_JOBS, rows=to_json(rows), project=p.project_n, now=tx.now)
+    tx.write_rows(INSERT_EDGES, edges)
+    if tags:
+        tx.write(INSERT_TAGS, rows=to_json(tags), project=p.project_n)
+    for (site, app, counted), many in counts.items():
+        tx.count(p.project_n, site, app, counted, many)
+    for shape_n, many in waiting.items():
+        tx.waiting(shape_n, many)
+    settle(tx, to_settle)
+
+
+def _row(
+    tx: Tx,
+    p: Principal,
+    n: int,
+    job: PreparedJob,
+    state: State,
+    shape_n: int,
+    submissions: list[int],
+    open_parents: int,
+    not_before: float | None,
+) -> tuple[Any, ...]:
+    """The values of INSERT_JOBS for one Job, in its order."""
+    spec = job.spec
+    one_site = len(spec.sites) == 1
+    site = tx.catalog.site_by_id[p.project_n, spec.sites[0]].n if one_site else None
+    app = spec.app.name if spec.app else None
+    policy = spec.on_parent_failure
+    return (
+        n,
+        spec.id,
+        state,
+        phase_of(state),
+        shape_n,
+        job.envelope.priority,
+        job.max_attempts,
+        site,
+        None if job.submission is None else submissions[job.submission],
+        job.idx,
+        app,
+        spec.name or app or (spec.command or ("",))[0].rsplit("/", 1)[-1],
+        open_parents,
+        None if policy is ParentPolicy.FAIL else policy,
+        None if spec.retries == _DEFAULT_RETRIES else to_json(spec.retries),
+        spec.takeover_s,
+        not_before,
+        job.envelope_text,
+        job.text,
+    )
+
+
+def insert_submissions(tx: Tx, p: Principal, submissions: list[PreparedSubmission]) -> list[int]:
+    """Row numbers of the submissions, made if new. Other bytes under a known id are a Conflict."""
+    numbers = []
+    for prepared in submissions:
+        s = prepared.submission
+        statement = bytes(s.statement).decode()
+        (row,) = tx.write(
+            INSERT_SUBMISSION,
+            project=p.project_n,
+            id=s.id,
+            statement=statement,
+            sig=s.sig,
+            not_after=prepared.statement.not_after,
+        )
+        if (row.statement, row.sig) != (statement, s.sig):
+            raise Conflict("a different submission has this id", field="submissions.id")
+        numbers.append(row.n)
+    return numbers

@@ -1,0 +1,34 @@
+"""Proof of death: what happens to the Jobs of a Session that is known to be over."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from chappe.core import leases
+from chappe.core.leases import Reason
+from chappe.store.changes import Change, apply
+from chappe.store.rows import BY_SESSION, to_rows
+from chappe.store.tx import Tx, to_json
+
+BURY_SESSION = text(
+    "UPDATE session SET state = 'dead' WHERE n = :n AND state <> 'dead' RETURNING id, project"
+)
+
+REVOKE = text("""
+    UPDATE token SET revoked_at = :now WHERE session = :session AND revoked_at IS NULL
+    RETURNING prefix""")
+
+
+def session_dead(tx: Tx, session_n: int, reason: Reason, message: str) -> None:
+    """The Session is over for certain: its Jobs are free to be granted again, or have failed."""
+    buried = tx.write(BURY_SESSION, n=session_n, now=tx.now)
+    if not buried:
+        return
+    id, project = buried[0]
+    rows = to_rows(tx.read(BY_SESSION, session=session_n))
+    apply(tx, [Change(row, leases.death(row.held(), reason, tx.now, message)) for row in rows])
+    for (prefix,) in tx.write(REVOKE, session=session_n, now=tx.now):
+        tx.effects.revoked.add(prefix)
+    tx.effects.kill.add(id)
+    data = {"id": id, "state": "dead", "message": message, "lost": len(rows)}
+    tx.event(project, "session", data=to_json(data).encode())

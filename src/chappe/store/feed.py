@@ -1,0 +1,84 @@
+"""Reading the EventLog by cursor, with filters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, text
+
+from chappe.core import limits
+from chappe.core.states import FINAL, PHASE, State
+from chappe.store.principal import Principal
+from chappe.store.tx import to_json
+from chappe.wire.events import Event
+
+PAGE = text("""
+    SELECT e.seq, e.kind, job.id, e.received_at, e.occurred_at, e.old, e.new, e.attempt, e.epoch,
+           e.data, e.job
+    FROM event e LEFT JOIN job ON job.n = e.job
+    WHERE e.project = :project AND e.seq > :after AND e.seq <= :head
+    ORDER BY e.seq LIMIT :most""")
+
+OF_JOBS = text("""
+    SELECT e.seq, e.kind, job.id, e.received_at, e.occurred_at, e.old, e.new, e.attempt, e.epoch,
+           e.data, e.job
+    FROM event e JOIN job ON job.n = e.job
+    WHERE e.project = :project AND e.seq > :after AND e.seq <= :head
+      AND e.job IN (SELECT j.n FROM job j WHERE j.project = :project
+                    AND j.id IN (SELECT value FROM json_each(:jobs)))
+    ORDER BY e.seq LIMIT :most""")
+
+TAGGED = text("""
+    SELECT job FROM tag WHERE project = :project AND k = :k AND v = :v
+    AND job IN (SELECT value FROM json_each(:jobs))""")
+
+_PHASES = {str(state): PHASE[state].value for state in State}
+_FINAL = frozenset(str(s) for s in FINAL)
+
+
+@dataclass(slots=True, frozen=True)
+class EventFilter:
+    """Which Events: of these kinds, of these Jobs, only ends (`final`), of Jobs with all these tags."""
+
+    kinds: frozenset[str] = frozenset()
+    jobs: tuple[str, ...] = ()
+    final: bool = False
+    tags: tuple[tuple[str, str], ...] = field(default=())
+
+
+def page(
+    conn: Connection, p: Principal, after: int, head: int, most: int, f: EventFilter
+) -> tuple[list[Event], int]:
+    """Up to `most` Events with after < seq ≤ head that pass the filter, and the last seq looked at."""
+    most = min(most, limits.EVENTS_PER_PAGE)
+    params: dict[str, Any]
+    statement, params = PAGE, {"project": p.project_n, "after": after, "head": head, "most": most}
+    if f.jobs:
+        statement, params = OF_JOBS, {**params, "jobs": to_json(f.jobs)}
+    rows = conn.execute(statement, params).fetchall()
+    scanned = rows[-1][0] if len(rows) == most else max(head, after)
+    kept = [row for row in rows if _passes(row, f)]
+    for k, v in f.tags:
+        numbers = to_json([row.job for row in kept if row.job is not None])
+        tagged = conn.execute(TAGGED, {"project": p.project_n, "k": k, "v": v, "jobs": numbers})
+        among = {row[0] for row in tagged}
+        kept = [row for row in kept if row.job in among]
+    return [_event(row) for row in kept], scanned
+
+
+def _passes(row: Any, f: EventFilter) -> bool:
+    if f.kinds and row[1] not in f.kinds:
+        return False
+    return not f.final or (row[1] == "job" and row[6] in _FINAL)
+
+
+def _event(row: Any) -> Event:
+    seq, kind, job, received_at, occurred_at, old, new, attempt, epoch, data, _ = row
+    decoded = {} if data is None else msgspec.json.decode(data)
+    subject = job if job is not None else str(decoded.get("id", ""))
+    phase = None if new is None else _PHASES[new]
+    return Event(
+        seq, kind, subject, received_at, occurred_at, old, new, phase, attempt, epoch, decoded
+    )

@@ -1,0 +1,78 @@
+"""Tokens and who they stand for.
+
+A token is `chp_<u|s|p>_<prefix>_<secret>`: 12 characters to find it by, 256 random bits, of which only the
+sha256 is stored. (A secret of that size needs no slow hash.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+_FORM = re.compile(r"chp_[usp]_([A-Za-z0-9]{12})_[A-Za-z0-9_-]{43}")
+_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
+_LETTER = {"user": "u", "site": "s", "session": "p"}
+
+FIND = text("""
+    SELECT t.prefix, t.hash, t.scope, t.project, p.id AS project_id, p.name AS project_name,
+           t.site, s.id AS site_id, t.session, se.id AS session_id, t.expires_at, t.revoked_at
+    FROM token t JOIN project p ON p.n = t.project
+         LEFT JOIN site s ON s.n = t.site LEFT JOIN session se ON se.n = t.session
+    WHERE t.prefix = :prefix""")
+
+
+@dataclass(slots=True, frozen=True)
+class Principal:
+    """Whoever holds a token: a user of a project, a Site's agent, or the pilot of one Session."""
+
+    scope: str
+    project_n: int
+    project_id: str
+    project_name: str
+    token_prefix: str
+    site_n: int | None = None
+    site_id: str | None = None
+    session_n: int | None = None
+    session_id: str | None = None
+    expires_at: float | None = None
+
+
+def make_token(scope: str) -> tuple[str, str, str]:
+    """A new token as (text, prefix, hash)."""
+    prefix = "".join(secrets.choice(_ALPHABET) for _ in range(12))
+    token = f"chp_{_LETTER[scope]}_{prefix}_{secrets.token_urlsafe(32)}"
+    return token, prefix, hash_token(token)
+
+
+def hash_token(token: str) -> str:
+    """What is stored of a token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def find(conn: Connection, token: str) -> Principal | None:
+    """Whom `token` stands for; None when unknown, wrong or revoked. Expiry is the caller's to check."""
+    form = _FORM.fullmatch(token)
+    if form is None:
+        return None
+    row = conn.execute(FIND, {"prefix": form.group(1)}).one_or_none()
+    if row is None or row.revoked_at is not None:
+        return None
+    if not hmac.compare_digest(row.hash, hash_token(token)):
+        return None
+    return Principal(
+        scope=row.scope,
+        project_n=row.project,
+        project_id=row.project_id,
+        project_name=row.project_name,
+        token_prefix=row.prefix,
+        site_n=row.site,
+        site_id=row.site_id,
+        session_n=row.session,
+        session_id=row.session_id,
+        expires_at=row.expires_at,
+    )

@@ -1,0 +1,84 @@
+"""Filters of Jobs as SQL. The one place where a statement is put together, from Core expressions."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import Select, func
+
+from chappe.core import limits
+from chappe.core.errors import Invalid, TooLarge
+from chappe.core.ids import check_id
+from chappe.core.states import Phase, State
+from chappe.store.tables import edge, job, site, tag
+from chappe.store.tx import to_json
+from chappe.wire.jobs import JobFilter
+
+T = TypeVar("T")
+
+
+def where(query: Select[tuple[T]], project: int, f: JobFilter) -> Select[tuple[T]]:
+    """`query` over `job`, narrowed to a project's Jobs (never tombstones) that pass the filter."""
+    query = query.where(job.c.project == project, job.c.phase != "deleted")
+    if f.ids is not None:
+        query = query.where(job.c.id.in_(_values(_ids(f.ids))))
+    if f.id_prefix is not None:
+        query = query.where(_prefix(f.id_prefix))
+    if f.phase is not None:
+        query = query.where(job.c.phase == _one_of(f.phase, [*Phase], "phase"))
+    if f.state is not None:
+        query = query.where(job.c.state == _one_of(f.state, [*State], "state"))
+    if f.app is not None:
+        query = query.where(job.c.app == f.app)
+    if f.name is not None:
+        query = query.where(job.c.name == f.name)
+    if f.site is not None:
+        named = sa.select(site.c.n).where(
+            site.c.project == project, sa.or_(site.c.id == f.site, site.c.name == f.site)
+        )
+        query = query.where(job.c.site.in_(named))
+    if f.parent is not None:
+        parent = job.alias("parent")
+        children = (
+            sa.select(edge.c.child)
+            .join(parent, parent.c.n == edge.c.parent)
+            .where(parent.c.project == project, parent.c.id == check_id(f.parent, "parent"))
+        )
+        query = query.where(job.c.n.in_(children))
+    if len(f.tags) > limits.TAGS_PER_JOB:
+        raise TooLarge(f"at most {limits.TAGS_PER_JOB} tags in a filter", field="tags")
+    for k, v in f.tags.items():
+        tagged = sa.select(tag.c.job).where(tag.c.project == project, tag.c.k == k, tag.c.v == v)
+        query = query.where(job.c.n.in_(tagged))
+    return query
+
+
+def _ids(ids: list[str]) -> list[str]:
+    if len(ids) > limits.IDS_PER_FILTER:
+        raise TooLarge(
+            f"{len(ids)} ids in a filter, the limit is {limits.IDS_PER_FILTER}: "
+            "use tags, or several requests",
+            field="filter.ids",
+        )
+    return [check_id(id, "filter.ids") for id in ids]
+
+
+def _values(ids: list[str]) -> Select[tuple[str]]:
+    """A set of any size as one parameter."""
+    return sa.select(func.json_each(to_json(ids)).table_valued("value").c.value)
+
+
+def _prefix(prefix: str) -> sa.ColumnElement[bool]:
+    """Ids that begin with `prefix`: a range, so that the unique index serves it."""
+    if not 4 <= len(prefix) <= 36 or any(c not in "0123456789abcdef-" for c in prefix):
+        raise Invalid("an id prefix is 4 to 36 hexadecimal characters", field="id_prefix")
+    return sa.and_(job.c.id >= prefix, job.c.id < prefix + "g")
+
+
+def _one_of(value: str, allowed: list[State] | list[Phase], field: str) -> str:
+    if value not in [str(a) for a in allowed]:
+        raise Invalid(
+            f"{value[:40]!r} is none of {', '.join(str(a) for a in allowed)}", field=field
+        )
+    return value

@@ -1,0 +1,356 @@
+"""The pilot protocol's transaction: reports, returns, cancels and new grants, in that order.
+
+See core.leases for the argument, wire.sync for the protocol. One call is one transaction; a repeated
+request changes nothing and is answered from the rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import text
+
+from chappe.core import leases, limits
+from chappe.core.errors import Conflict, Invalid, SessionDead, TooLarge
+from chappe.core.leases import Decision, Outcome, Reason, Verdict
+from chappe.core.states import FINAL, RUNNABLE, State
+from chappe.store.acquire import acquire_grants, fill_grants
+from chappe.store.changes import Change, apply, release
+from chappe.store.principal import Principal
+from chappe.store.rows import BY_ID, BY_SESSION, SESSION, JobRow, to_rows
+from chappe.store.tx import Tx, to_json
+from chappe.wire.sync import (
+    JobEpoch,
+    Kill,
+    Report,
+    ReportVerdict,
+    SyncReply,
+    SyncRequest,
+)
+
+HEARD = text("""
+    UPDATE session SET state = 'live', last_request = :last_request, last_report = :last_report,
+        heard_at = :now, hard_end_at = :hard_end_at, capacity = :capacity, incarnation = :incarnation
+    WHERE n = :n""")
+
+ADOPT = text("""
+    UPDATE job SET session = :session, site = :site, epoch = v.value->>1, granted_request = 0,
+        cancel_at = NULL FROM json_each(:rows) v WHERE job.n = v.value->>0""")
+
+RESULT = text("SELECT sha256 FROM result WHERE job = :job AND epoch = :epoch")
+
+RESULTS = text("""
+    SELECT job, epoch, sha256 FROM result WHERE job IN (SELECT value FROM json_each(:jobs))""")
+
+PUT_RESULT = text("""
+    INSERT INTO result (job, epoch, sha256, media, body) VALUES (:job, :epoch, :sha256, :media, :body)
+    ON CONFLICT (job) DO UPDATE SET epoch = excluded.epoch, sha256 = excluded.sha256,
+        media = excluded.media, body = excluded.body""")
+
+
+def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
+    """One sync of a pilot. Raises SessionDead when its Session was proven dead."""
+    session = _session(tx, p, req)
+    _check_bounds(req)
+    if req.seen > (tx.catalog.incarnation, tx.catalog.commit_no):
+        # It was shown a later past than ours: this store is an older copy. Begin a new incarnation.
+        tx.renumber(max(req.seen[0], tx.catalog.incarnation) + 1)
+    rows = to_rows(tx.read(BY_SESSION, session=session.n))
+    if session.incarnation != tx.catalog.incarnation:
+        rows = _reconcile(tx, p, session, req, rows)
+    elif req.request_no <= session.last_request:
+        return _repeat(tx, p, session, req, rows)
+    by_id = {row.id: row for row in rows}
+    verdicts, last_report = _apply_reports(tx, session.last_report, req, by_id)
+    _take_back(tx, req, by_id)
+    tx.write(
+        HEARD,
+        n=session.n,
+        last_request=req.request_no,
+        last_report=last_report,
+        now=tx.now,
+        hard_end_at=None if req.hard_end_in_s is None else tx.now + req.hard_end_in_s,
+        capacity=None if req.capacity is None else to_json(req.capacity),
+        incarnation=tx.catalog.incarnation,
+    )
+    reply = _reply(tx, session, req, by_id, verdicts)
+    acquire_grants(tx, p, session, req, reply)
+    return reply
+
+
+def acquire(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
+    """The rest of a sync that found nothing to say and waited: what there is to say now."""
+    session = _session(tx, p, req)
+    by_id = {row.id: row for row in to_rows(tx.read(BY_SESSION, session=session.n))}
+    reply = _reply(tx, session, req, by_id, [])
+    if session.last_request == req.request_no and not reply.kill and not reply.drain:
+        acquire_grants(tx, p, session, req, reply)
+    return reply
+
+
+def store_result(
+    tx: Tx, p: Principal, job_id: str, epoch: int, sha256: str, media: str, body: bytes
+) -> None:
+    """Keep the result of an attempt, before its end is reported. Repeating it is harmless."""
+    found = tx.read(BY_ID, project=p.project_n, ids=to_json([job_id]))
+    row = to_rows(found)[0] if found else None
+    if row is None or row.session != p.session_n or row.epoch != epoch:
+        if row is not None:
+            kept = tx.read(RESULT, job=row.n, epoch=epoch)
+            if kept and kept[0].sha256 == sha256:
+                return
+        raise Conflict("the job is not leased to this session at this epoch", code="stale_lease")
+    tx.write(PUT_RESULT, job=row.n, epoch=epoch, sha256=sha256, media=media, body=body)
+
+
+def _session(tx: Tx, p: Principal, req: SyncRequest) -> Any:
+    if req.session != p.session_id:
+        raise Invalid("the token is for another session", field="session")
+    (session,) = tx.read(SESSION, n=p.session_n)
+    if session.state == "dead":
+        raise SessionDead(
+            "this session was proven dead; its jobs belong to nobody or to another session"
+        )
+    return session
+
+
+def _check_bounds(req: SyncRequest) -> None:
+    for name, have, most in (
+        ("reports", len(req.reports), limits.REPORTS_PER_SYNC),
+        ("held", len(req.held), limits.HELD_PER_SESSION),
+        ("returned", len(req.returned), limits.HELD_PER_SESSION),
+        ("have_submissions", len(req.have_submissions), limits.HELD_PER_SESSION),
+    ):
+        if have > most:
+            raise TooLarge(f"{have} {name} in one sync, the limit is {most}", field=name)
+
+
+def _apply_reports(
+    tx: Tx, last_report: int, req: SyncRequest, by_id: dict[str, JobRow]
+) -> tuple[list[ReportVerdict], int]:
+    """Decide the reports in the order of their numbers; several about one Job become one change."""
+    if not req.reports:
+        return [], last_report
+    results = _results(tx, req, by_id)
+    verdicts: list[ReportVerdict] = []
+    changes: dict[str, Change] = {}
+    states: dict[str, leases.Held] = {}
+    for report in sorted(req.reports, key=_number):
+        verdict = Verdict.DUPLICATE
+        if report.no > last_report:
+            last_report = report.no
+            row = by_id.get(report.job)
+            before = changes.get(report.job)
+            ended = before is not None and before.decision.release
+            if row is None or ended or row.epoch != report.epoch:
+                verdict = Verdict.STALE_LEASE
+            else:
+                held = states.get(report.job) or row.held()
+                decided = _decide(held, report, row, results, tx.now)
+                if isinstance(decided, Verdict):
+                    verdict = decided
+                else:
+                    verdict = Verdict.APPLIED
+                    states[report.job] = _then(held, decided)
+                    changes[report.job] = _merge(before, row, decided)
+        verdicts.append(ReportVerdict(report.no, verdict))
+    apply(tx, list(changes.values()))
+    for job in changes:
+        if by_id[job].session is None:
+            del by_id[job]
+    return verdicts, last_report
+
+
+def _number(report: Report) -> int:
+    return report.no
+
+
+def _results(tx: Tx, req: SyncRequest, by_id: dict[str, JobRow]) -> set[tuple[int, int, str]]:
+    """The stored results (row number, epoch, sha256) that the reports speak of."""
+    jobs = [
+        by_id[r.job].n
+        for r in req.reports
+        if r.outcome is not None and r.outcome.result_sha256 is not None and r.job in by_id
+    ]
+    if not jobs:
+        return set()
+    return {(n, epoch, sha) for n, epoch, sha in tx.read(RESULTS, jobs=to_json(jobs))}
+
+
+def _decide(
+    held: leases.Held,
+    report: Report,
+    row: JobRow,
+    results: set[tuple[int, int, str]],
+    now: float,
+) -> Decision | Verdict:
+    if report.kind == "start":
+        return leases.start(held, report.attempt, report.at)
+    if report.kind == "refused":
+        message = report.outcome.message if report.outcome else ""
+        return leases.refuse(held, message, report.reason, report.at)
+    if report.kind != "end" or report.outcome is None:
+        return Verdict.ILLEGAL
+    sha256 = report.outcome.result_sha256
+    if sha256 is not None and (row.n, row.epoch, sha256) not in results:
+        return Verdict.ILLEGAL
+    return leases.end(held, report.attempt, report.started_at, report.at, report.outcome, now)
+
+
+def _then(held: leases.Held, decision: Decision) -> leases.Held:
+    return leases.Held(
+        decision.state, decision.attempt, held.max_attempts, held.cancel_at, held.retries
+    )
+
+
+def _merge(before: Change | None, row: JobRow, decision: Decision) -> Change:
+    if before is None:
+        return Change(row, decision)
+    steps = before.decision.steps + decision.steps
+    return Change(row, msgspec.structs.replace(decision, steps=steps))
+
+
+def _take_back(tx: Tx, req: SyncRequest, by_id: dict[str, JobRow]) -> None:
+    """Grants that were returned, or that an answered request carried and `held` no longer names.
+
+    An end report that does not fit into this sync keeps its Job in `held`; so only Jobs that have not
+    started are ever disowned by silence.
+    """
+    held = {h.job: h.epoch for h in req.held}
+    back: list[JobRow] = []
+    for item in req.returned:
+        row = by_id.get(item.job)
+        if row is not None and row.epoch == item.epoch and row.state in RUNNABLE:
+            back.append(row)
+    named = {row.id for row in back}
+    back += [
+        row
+        for row in by_id.values()
+        if row.state in RUNNABLE
+        and row.id not in named
+        and held.get(row.id) != row.epoch
+        and (row.granted_request or 0) <= req.answered
+    ]
+    for row in back:
+        del by_id[row.id]
+    give_back(tx, back)
+
+
+def give_back(tx: Tx, rows: list[JobRow]) -> None:
+    """Free Jobs that were granted and not started; those whose cancel was pending are cancelled."""
+    cancelled = [row for row in rows if row.cancel_at is not None]
+    outcome = Outcome(reason=Reason.CANCELLED)
+    apply(
+        tx,
+        [
+            Change(
+                row,
+                Decision(
+                    State.CANCELLED,
+                    row.attempt,
+                    (leases.Step(row.state, State.CANCELLED, tx.now, outcome),),
+                    release=True,
+                    outcome=outcome,
+                ),
+            )
+            for row in cancelled
+        ],
+    )
+    release(tx, [row for row in rows if row.cancel_at is None])
+
+
+def _reply(
+    tx: Tx, session: Any, req: SyncRequest, by_id: dict[str, JobRow], verdicts: list[ReportVerdict]
+) -> SyncReply:
+    kill, unknown = [], []
+    for h in req.held:
+        row = by_id.get(h.job)
+        if row is None or row.epoch != h.epoch:
+            unknown.append(JobEpoch(h.job, h.epoch))
+        elif row.cancel_at is not None:
+            kill.append(Kill(h.job, h.epoch, "cancelled"))
+    return SyncReply(
+        incarnation=tx.catalog.incarnation,
+        commit_no=tx.catalog.commit_no + 1,
+        request_no=req.request_no,
+        ttl_s=limits.SESSION_TTL_S,
+        verdicts=verdicts,
+        unknown=unknown,
+        kill=kill,
+        drain=session.drain is not None,
+    )
+
+
+def _repeat(tx: Tx, p: Principal, session: Any, req: SyncRequest, rows: list[JobRow]) -> SyncReply:
+    """The answer to a request that was applied already: its grants, read from the rows."""
+    by_id = {row.id: row for row in rows}
+    verdicts = [ReportVerdict(r.no, Verdict.DUPLICATE) for r in req.reports]
+    reply = _reply(tx, session, req, by_id, verdicts)
+    if req.request_no == session.last_request:
+        held = {(h.job, h.epoch) for h in req.held}
+        again = [
+            row
+            for row in rows
+            if row.granted_request == req.request_no
+            and row.state in RUNNABLE
+            and (row.id, row.epoch) not in held
+        ]
+        fill_grants(tx, [row.n for row in again], req, reply)
+    return reply
+
+
+def _reconcile(
+    tx: Tx, p: Principal, session: Any, req: SyncRequest, rows: list[JobRow]
+) -> list[JobRow]:
+    """After a restore: what the pilot holds is the truth about its Jobs.
+
+    Held Jobs that the older rows think free are adopted at the higher epoch. Jobs that the rows think
+    started here, and that it neither holds nor reports, ended in a past that was lost.
+    """
+    mine = {row.id: row for row in rows}
+    reported = {r.job for r in req.reports}
+    found = to_rows(tx.read(BY_ID, project=p.project_n, ids=to_json([h.job for h in req.held])))
+    by_id = {row.id: row for row in found}
+    adopt: list[tuple[int, int]] = []
+    started: list[Change] = []
+    for h in req.held:
+        row = by_id.get(h.job)
+        if row is None or row.deleted or row.state in FINAL or row.state is State.AWAITING_PARENTS:
+            continue
+        if row.session not in (None, session.n) or row.epoch > h.epoch:
+            continue
+        if row.waits:
+            tx.waiting(row.shape, -1)
+        adopt.append((row.n, h.epoch))
+        row.session, row.epoch, row.cancel_at, row.granted_request = session.n, h.epoch, None, 0
+        if row.site != p.site_n:
+            tx.count(row.project, row.site or 0, row.app or "", row.state, -1)
+            tx.count(row.project, p.site_n or 0, row.app or "", row.state, 1)
+            row.site = p.site_n
+        if h.started and row.state in RUNNABLE and h.job not in reported:
+            step = leases.Step(row.state, State.RUNNING, tx.now, assumed=True)
+            started.append(
+                Change(row, Decision(State.RUNNING, row.attempt + 1, (step,), release=False))
+            )
+        mine[h.job] = row
+    if adopt:
+        tx.write(ADOPT, rows=to_json(adopt), session=session.n, site=p.site_n)
+    apply(tx, started)
+    held = {h.job for h in req.held}
+    lost = [
+        row
+        for row in mine.values()
+        if row.state is State.RUNNING and row.id not in held and row.id not in reported
+    ]
+    apply(
+        tx,
+        [
+            Change(
+                row,
+                leases.death(row.held(), Reason.SESSION_DEAD, tx.now, "outcome lost by a restore"),
+            )
+            for row in lost
+        ],
+    )
+    return [row for row in mine.values() if row.session == session.n]

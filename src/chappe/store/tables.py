@@ -1,0 +1,307 @@
+"""The tables. `n` is an internal row number, `id` the UUID that the world knows.
+
+SQL is the second line of defence: a CHECK allows only legal Events, a trigger only legal changes of a
+Job's row, a CHECK leases only in states that may be leased (promise I7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
+
+from chappe.core.states import LEASED, PHASE, TRANSITIONS, State, legal_updates
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+
+#: The states that most rows pass come first: these conditions are evaluated for every row written.
+_HOT = [State.RUNNING, State.RUN_DONE, State.JOB_FINISHED, State.PREPROCESSED]
+_STATES = [*_HOT, *(state for state in State if state not in _HOT)]
+
+
+def _legal(old: str, new: str, pairs: Iterable[tuple[State | None, State]]) -> str:
+    """SQL: whether (old, new) is one of `pairs`. A CASE, because a long IN list costs 4 µs a row."""
+    cases = []
+    for state in _STATES:
+        olds = sorted({"" if a is None else str(a) for a, b in pairs if b is state})
+        if olds:
+            either = " OR ".join(f"COALESCE({old}, '') = '{a}'" for a in olds)
+            cases.append(f"WHEN '{state}' THEN {either}")
+    return f"CASE {new} {' '.join(cases)} ELSE 0 END"
+
+
+STEPS = {(old, new) for old, news in TRANSITIONS.items() for new in news}
+PHASE_OF_STATE = " ".join(f"WHEN '{state}' THEN '{PHASE[state]}'" for state in _STATES)
+LEASABLE = ", ".join(f"'{state}'" for state in sorted(LEASED))
+
+hub = Table(
+    "hub",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("incarnation", Integer, nullable=False),
+    Column("commit_no", Integer, nullable=False),
+    Column("next_job", Integer, nullable=False),
+    CheckConstraint("n = 1", name="one_row"),
+)
+
+project = Table(
+    "project",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("next_seq", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+token = Table(
+    "token",
+    metadata,
+    Column("prefix", Text, primary_key=True),
+    Column("hash", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("project", Integer, nullable=False),
+    Column("site", Integer),
+    Column("session", Integer),
+    Column("note", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    CheckConstraint("scope IN ('user', 'site', 'session')", name="scope"),
+    Index("ix_token_session", "session"),
+)
+
+site = Table(
+    "site",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("project", Integer, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("agent", Text),
+    Column("agent_host", Text, nullable=False, server_default=""),
+    Column("agent_seen_at", Float),
+    Column("created_at", Float, nullable=False),
+    sa.UniqueConstraint("project", "id"),
+    sa.UniqueConstraint("project", "name"),
+    sqlite_autoincrement=True,
+)
+
+app = Table(
+    "app",
+    metadata,
+    Column("site", Integer, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("view", Text, nullable=False),
+)
+
+submission = Table(
+    "submission",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("project", Integer, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("statement", Text, nullable=False),
+    Column("sig", Text, nullable=False),
+    Column("not_after", Float, nullable=False),
+    sa.UniqueConstraint("project", "id"),
+)
+
+#: `waiting` counts the Jobs of a Shape that could be granted now. A Shape names its Sites, so this one
+#: number is the count at each of them, and a grant lowers it everywhere.
+shape = Table(
+    "shape",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("project", Integer, nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("waiting", Integer, nullable=False),
+    sa.UniqueConstraint("project", "hash"),
+    CheckConstraint("waiting >= 0", name="waiting"),
+)
+
+#: Whether a Job can be granted at this moment: the predicate of the index that acquire walks.
+WAITS = "phase = 'runnable' AND session IS NULL AND not_before IS NULL"
+
+job = Table(
+    "job",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("project", Integer, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("shape", Integer, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("max_attempts", Integer, nullable=False),
+    Column("session", Integer),
+    Column("granted_request", Integer),
+    Column("site", Integer),
+    Column("submission", Integer),
+    Column("idx", Integer, nullable=False),
+    Column("app", Text),
+    Column("name", Text, nullable=False),
+    Column("waiting_parents", Integer, nullable=False),
+    Column("policy", Text),
+    Column("retries", Text),
+    Column("takeover_s", Float),
+    Column("cancel_at", Float),
+    Column("not_before", Float),
+    Column("created_at", Float, nullable=False),
+    Column("changed_at", Float, nullable=False),
+    Column("outcome", Text),
+    Column("envelope", Text),
+    Column("spec", Text, nullable=False),
+    sa.UniqueConstraint("project", "id"),
+    CheckConstraint(
+        f"phase = 'deleted' OR phase = COALESCE(CASE state {PHASE_OF_STATE} END, '')", name="phase"
+    ),
+    CheckConstraint(f"session IS NULL OR state IN ({LEASABLE})", name="leased"),
+    CheckConstraint("waiting_parents >= 0", name="parents"),
+    Index("ix_job_waiting", "shape", sa.text("priority DESC"), "n", sqlite_where=sa.text(WAITS)),
+    Index("ix_job_session", "session", sqlite_where=sa.text("session IS NOT NULL")),
+    Index("ix_job_phase", "project", "phase", "n"),
+    Index("ix_job_not_before", "not_before", sqlite_where=sa.text("not_before IS NOT NULL")),
+    Index(
+        "ix_job_takeover",
+        "session",
+        "takeover_s",
+        sqlite_where=sa.text("takeover_s IS NOT NULL AND session IS NOT NULL"),
+    ),
+)
+
+edge = Table(
+    "edge",
+    metadata,
+    Column("parent", Integer, primary_key=True),
+    Column("child", Integer, primary_key=True),
+    Column("pos", Integer, nullable=False),
+    Index("ix_edge_child", "child", "pos"),
+    sqlite_with_rowid=False,
+)
+
+tag = Table(
+    "tag",
+    metadata,
+    Column("project", Integer, primary_key=True),
+    Column("k", Text, primary_key=True),
+    Column("v", Text, primary_key=True),
+    Column("job", Integer, primary_key=True),
+    Index("ix_tag_job", "job"),
+    sqlite_with_rowid=False,
+)
+
+result = Table(
+    "result",
+    metadata,
+    Column("job", Integer, primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("media", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+
+batch_job = Table(
+    "batch_job",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("project", Integer, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("site", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("intent", Text, nullable=False),
+    Column("scheduler_id", Text),
+    Column("message", Text, nullable=False, server_default=""),
+    Column("cancel_at", Float),
+    Column("created_at", Float, nullable=False),
+    sa.UniqueConstraint("project", "id"),
+    CheckConstraint(
+        "state IN ('requested', 'submitted', 'running', 'ended', 'failed', 'cancelled')",
+        name="state",
+    ),
+    Index(
+        "ix_batch_job_open",
+        "site",
+        sqlite_where=sa.text("state IN ('requested', 'submitted', 'running')"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+session = Table(
+    "session",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("project", Integer, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("site", Integer, nullable=False),
+    Column("batch_job", Integer, nullable=False, unique=True),
+    Column("incarnation", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("last_request", Integer, nullable=False),
+    Column("last_report", Integer, nullable=False),
+    Column("heard_at", Float, nullable=False),
+    Column("hard_end_at", Float),
+    Column("capacity", Text),
+    sa.UniqueConstraint("project", "id"),
+    CheckConstraint("state IN ('live', 'silent', 'dead')", name="state"),
+    Index("ix_session_open", "site", sqlite_where=sa.text("state <> 'dead'")),
+    sqlite_autoincrement=True,
+)
+
+event = Table(
+    "event",
+    metadata,
+    Column("project", Integer, primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("job", Integer),
+    Column("old", Text),
+    Column("new", Text),
+    Column("attempt", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("occurred_at", Float, nullable=False),
+    Column("received_at", Float, nullable=False),
+    Column("data", Text),
+    CheckConstraint(f"kind <> 'job' OR {_legal('old', 'new', STEPS)}", name="legal"),
+    Index("ix_event_job", "job", "seq", sqlite_where=sa.text("job IS NOT NULL")),
+    sqlite_with_rowid=False,
+)
+
+counter = Table(
+    "counter",
+    metadata,
+    Column("project", Integer, primary_key=True),
+    Column("site", Integer, primary_key=True),
+    Column("app", Text, primary_key=True),
+    Column("state", Text, primary_key=True),
+    Column("count", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+#: The legal changes of a row, once more in SQL. Written for SQLite; PostgreSQL gets a function of its own.
+LEGAL_TRIGGER = f"""
+CREATE TRIGGER job_legal BEFORE UPDATE OF state ON job
+WHEN OLD.state <> NEW.state AND NOT ({_legal("OLD.state", "NEW.state", legal_updates())})
+BEGIN SELECT RAISE(ABORT, 'illegal change of state'); END
+"""

@@ -1,0 +1,216 @@
+"""One transaction of the writer: statements, Events with their seq, counters and wake-ups.
+
+Commands change rows at once; Events, counts per state and waiting counts are gathered and written in one
+statement each when the group commits. If anything fails, all of it is rolled back and forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, TextClause, text
+
+from chappe.core import limits
+from chappe.core.errors import Busy
+from chappe.core.leases import Decision, Outcome
+from chappe.core.shapes import Shape, shape_key
+from chappe.store.catalog import Catalog, ShapeEntry
+
+INSERT_EVENTS = text("""
+    INSERT INTO event (project, seq, kind, job, old, new, attempt, epoch, occurred_at, received_at, data)
+    SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5,
+           value->>6, value->>7, value->>8, value->>9, value->>10
+    FROM json_each(:rows)""")
+
+ADD_COUNTS = text("""
+    INSERT INTO counter (project, site, app, state, count)
+    SELECT value->>0, value->>1, value->>2, value->>3, value->>4 FROM json_each(:rows) WHERE true
+    ON CONFLICT (project, site, app, state) DO UPDATE SET count = count + excluded.count""")
+
+SET_WAITING = text("""
+    UPDATE shape SET waiting = v.value->>1 FROM json_each(:rows) v WHERE shape.n = v.value->>0""")
+
+SET_SEQ = text("""
+    UPDATE project SET next_seq = v.value->>1 FROM json_each(:rows) v WHERE project.n = v.value->>0""")
+
+SET_COMMIT = text("""
+    UPDATE hub SET commit_no = :commit_no, incarnation = :incarnation, next_job = :next_job""")
+
+INSERT_SHAPE = text("""
+    INSERT INTO shape (project, hash, body, waiting) VALUES (:project, :hash, :body, 0) RETURNING n""")
+
+#: The `data` of the Event that every successful end of a plain Job shares the form of.
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a commit changed that somebody may be waiting for. Hints only: the truth is re-read."""
+
+    events: dict[int, int] = field(default_factory=dict)
+    work: set[int] = field(default_factory=set)
+    kill: set[str] = field(default_factory=set)
+    agents: set[int] = field(default_factory=set)
+    revoked: set[str] = field(default_factory=set)
+    due: bool = False
+
+
+class Tx:
+    """The open transaction, as commands see it. `now` is seconds since 1970, `boot` CLOCK_BOOTTIME."""
+
+    def __init__(self, conn: Connection, catalog: Catalog, now: float, boot: float) -> None:
+        self.conn = conn
+        self.catalog = catalog
+        self.now = now
+        self.boot = boot
+        self.effects = Effects()
+        self.dirty = False
+        self._events: list[tuple[Any, ...]] = []
+        self._counts: dict[tuple[int, int, str, str], int] = {}
+        self._shapes: set[int] = set()
+
+    # -- statements --------------------------------------------------------------------------------
+
+    def read(self, statement: TextClause, **params: Any) -> Sequence[Any]:
+        """Rows of a SELECT."""
+        return self.conn.execute(statement, params).fetchall()
+
+    def write(self, sql: TextClause, **params: Any) -> Sequence[Any]:
+        """Run a statement that changes rows; what it RETURNs, if anything."""
+        self.dirty = True
+        done = self.conn.execute(sql, params)
+        return done.fetchall() if done.returns_rows else ()
+
+    def write_rows(self, sql: TextClause, rows: Sequence[Any]) -> Sequence[Any]:
+        """One set-wise statement over `rows` (given to it as JSON under `:rows`)."""
+        return self.write(sql, rows=to_json(rows)) if rows else ()
+
+    # -- facts -------------------------------------------------------------------------------------
+
+    def event(
+        self,
+        project: int,
+        kind: str,
+        job: int | None = None,
+        old: str | None = None,
+        new: str | None = None,
+        *,
+        attempt: int = 0,
+        epoch: int = 0,
+        at: float | None = None,
+        data: bytes | None = None,
+    ) -> None:
+        """Append one Event; its seq is the next of the project, without gaps."""
+        self.dirty = True
+        seq = self.catalog.next_seq[project]
+        self.catalog.next_seq[project] = seq + 1
+        self.effects.events[project] = seq
+        self._events.append(
+            (
+                project,
+                seq,
+                kind,
+                job,
+                old,
+                new,
+                attempt,
+                epoch,
+                self.now if at is None else at,
+                self.now,
+                None if data is None else data.decode(),
+            )
+        )
+
+    def decided(
+        self, project: int, job: int, site: int, app: str, old: str, epoch: int, decision: Decision
+    ) -> None:
+        """The Events and counts of a decision about one Job (its row is updated by the caller)."""
+        for step in decision.steps:
+            self.event(
+                project,
+                "job",
+                job,
+                step.old,
+                step.new,
+                attempt=decision.attempt,
+                epoch=epoch,
+                at=step.at,
+                data=_step_data(step.outcome, step.assumed),
+            )
+        self.count(project, site, app, old, -1)
+        self.count(project, site, app, decision.state, 1)
+
+    def count(self, project: int, site: int, app: str, state: str, n: int) -> None:
+        """Change the number of Jobs in a state."""
+        key = (project, site, app, state)
+        self._counts[key] = self._counts.get(key, 0) + n
+
+    def waiting(self, shape_n: int, n: int) -> None:
+        """Change how many Jobs of a Shape could be granted now; new ones wake its Sites."""
+        entry = self.catalog.shapes[shape_n]
+        entry.waiting += n
+        self._shapes.add(shape_n)
+        if n > 0:
+            for site_id in entry.shape.sites:
+                site = self.catalog.site_by_id.get((entry.project, site_id))
+                if site is not None:
+                    self.effects.work.add(site.n)
+
+    def intern(self, project: int, shape: Shape) -> ShapeEntry:
+        """The row of a Shape, made on first use; Busy when a project has too many."""
+        entry = self.catalog.shape_by_key.get((project, shape))
+        if entry is None:
+            many = sum(1 for s in self.catalog.shapes.values() if s.project == project)
+            if many >= limits.SHAPES_PER_PROJECT:
+                raise Busy(
+                    f"the project has {many} different shapes of jobs: round resources and limits, "
+                    "so that fewer differ",
+                    code="too_many_shapes",
+                    field="resources",
+                )
+            (row,) = self.write(
+                INSERT_SHAPE,
+                project=project,
+                hash=shape_key(shape),
+                body=msgspec.json.encode(shape).decode(),
+            )
+            entry = ShapeEntry(row[0], project, shape, 0)
+            self.catalog.add_shape(entry)
+        return entry
+
+    def renumber(self, incarnation: int) -> None:
+        """Begin a new incarnation of the Hub (after a restore)."""
+        self.dirty = True
+        self.catalog.incarnation = incarnation
+
+    def flush(self) -> None:
+        """Write what was gathered. Called once, just before COMMIT."""
+        if not self.dirty:
+            return
+        self.write_rows(INSERT_EVENTS, self._events)
+        counts = [(*key, n) for key, n in self._counts.items() if n]
+        self.write_rows(ADD_COUNTS, counts)
+        self.write_rows(SET_WAITING, [(n, self.catalog.shapes[n].waiting) for n in self._shapes])
+        seqs = [(p, self.catalog.next_seq[p]) for p in self.effects.events]
+        self.write_rows(SET_SEQ, seqs)
+        self.catalog.commit_no += 1
+        self.write(
+            SET_COMMIT,
+            commit_no=self.catalog.commit_no,
+            incarnation=self.catalog.incarnation,
+            next_job=self.catalog.next_job,
+        )
+
+
+def to_json(value: Any) -> str:
+    """A value for a JSON column, or rows for json_each (None becomes SQL NULL under `->>`)."""
+    return _encode(value).decode()
+
+
+def _step_data(outcome: Outcome | None, assumed: bool) -> bytes | None:
+    if outcome is not None:
+        return _encode({"outcome": outcome})
+    return b'{"assumed":true}' if assumed else None

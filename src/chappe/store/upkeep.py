@@ -1,0 +1,101 @@
+"""What the Hub does on its own timers: silent Sessions, hard ends, takeovers, back-offs, tombstones."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from chappe.core import leases, limits
+from chappe.core.leases import Reason
+from chappe.store.changes import Change, apply
+from chappe.store.deaths import session_dead
+from chappe.store.rows import COLUMNS, to_rows
+from chappe.store.tx import Tx, to_json
+
+SILENCE = text("""
+    UPDATE session SET state = 'silent'
+    WHERE n IN (SELECT value FROM json_each(:ns)) AND state = 'live' RETURNING id, project, site""")
+
+OPEN = text("SELECT n FROM session WHERE state <> 'dead'")
+
+HARD_ENDS = text("""
+    SELECT n FROM session WHERE state <> 'dead' AND hard_end_at IS NOT NULL AND hard_end_at <= :limit""")
+
+TAKEOVERS = text(f"""
+    SELECT {COLUMNS} FROM job WHERE session IN (SELECT value FROM json_each(:sessions))
+    AND takeover_s IS NOT NULL AND session IS NOT NULL""")
+
+DUE = text("""
+    UPDATE job SET not_before = NULL WHERE not_before IS NOT NULL AND not_before <= :now
+    AND phase = 'runnable' RETURNING shape""")
+
+NEXT_DUE = text("""
+    SELECT min(not_before) FROM job WHERE not_before IS NOT NULL AND phase = 'runnable'""")
+
+NEXT_HARD_END = text("""
+    SELECT min(hard_end_at) FROM session WHERE state <> 'dead' AND hard_end_at IS NOT NULL""")
+
+TOMBSTONES = text("""
+    DELETE FROM job WHERE n IN (SELECT n FROM job WHERE phase = 'deleted' AND changed_at < :limit
+    AND NOT EXISTS (SELECT 1 FROM edge JOIN job c ON c.n = edge.child
+                    WHERE edge.parent = job.n AND c.phase <> 'deleted') LIMIT 1000) RETURNING n""")
+
+DROP_EDGES = text("DELETE FROM edge WHERE child IN (SELECT value FROM json_each(:ns))")
+
+
+def open_sessions(conn: Connection) -> list[int]:
+    """Row numbers of all Sessions that are not dead: a starting Hub gives each a full new TTL."""
+    return [row[0] for row in conn.execute(OPEN)]
+
+
+def silence(tx: Tx, sessions: list[int]) -> None:
+    """Sessions that were not heard for the TTL. Their Jobs show `unreachable`; nothing else happens."""
+    if not sessions:
+        return
+    for id, project, site in tx.write(SILENCE, ns=to_json(sessions)):
+        tx.event(project, "session", data=to_json({"id": id, "state": "silent"}).encode())
+        tx.effects.agents.add(site)
+
+
+def reap_hard_ends(tx: Tx) -> None:
+    """Allocations whose hard end and kill time have passed are over."""
+    for (n,) in tx.read(HARD_ENDS, limit=tx.now - limits.KILL_TIME_S):
+        session_dead(tx, n, Reason.ALLOCATION_END, "its allocation's time was over")
+
+
+def takeovers(tx: Tx, heard_ago_s: dict[int, float]) -> None:
+    """Jobs that opted into `takeover_s`, in Sessions (row number → seconds) not heard for so long."""
+    late = {n: ago for n, ago in heard_ago_s.items() if ago > limits.TAKEOVER_MIN_S}
+    if not late:
+        return
+    rows = to_rows(tx.read(TAKEOVERS, sessions=to_json(list(late))))
+    apply(
+        tx,
+        [
+            Change(row, leases.death(row.held(), Reason.TAKEOVER, tx.now, "taken over"))
+            for row in rows
+            if row.session is not None
+            and leases.takeover_due(late[row.session], row.takeover_s or 0)
+        ],
+    )
+
+
+def release_due(tx: Tx) -> None:
+    """Jobs whose back-off or start time is reached can be granted."""
+    for (shape,) in tx.write(DUE, now=tx.now):
+        tx.waiting(shape, 1)
+
+
+def purge(tx: Tx) -> int:
+    """Forget tombstones older than their term, a thousand at a time; how many were forgotten."""
+    gone = [row[0] for row in tx.write(TOMBSTONES, limit=tx.now - limits.TOMBSTONE_S)]
+    if gone:
+        tx.write(DROP_EDGES, ns=to_json(gone))
+    return len(gone)
+
+
+def next_due(conn: Connection) -> float | None:
+    """When `release_due` or `reap_hard_ends` next has something to do (seconds since 1970)."""
+    due = conn.execute(NEXT_DUE).scalar()
+    end = conn.execute(NEXT_HARD_END).scalar()
+    times = [t for t in (due, None if end is None else end + limits.KILL_TIME_S) if t is not None]
+    return min(times) if times else None

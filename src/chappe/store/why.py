@@ -1,0 +1,158 @@
+"""`why`: what a Job waits for, by name.
+
+Silent waiting is what users of such systems suffer most, so every state that is not final has an answer
+here, and the answer names the thing that is waited for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, text
+
+from chappe.core import limits
+from chappe.core.shapes import Capacity, Shape, misfit
+from chappe.core.states import FINAL, State
+from chappe.store.principal import Principal
+from chappe.store.queries import get_job, job_n, list_batch_jobs, list_sites
+from chappe.wire.jobs import JobView, Why
+from chappe.wire.sites import SiteView
+
+OPEN_PARENTS = text("""
+    SELECT p.id, p.name, p.state FROM edge e JOIN job p ON p.n = e.parent
+    WHERE e.child = :n AND p.phase IN ('waiting', 'runnable', 'running') ORDER BY e.pos LIMIT 5""")
+
+SHAPE = text(
+    "SELECT shape.n, shape.body FROM job JOIN shape ON shape.n = job.shape WHERE job.n = :n"
+)
+
+AHEAD = text("""
+    SELECT count(*) FROM (SELECT 1 FROM job WHERE shape = :shape AND phase = 'runnable'
+    AND session IS NULL AND not_before IS NULL AND (priority, -n) > (:priority, -:n) LIMIT 10001)""")
+
+SESSION = text("""
+    SELECT s.id, s.state, s.heard_at, site.name FROM session s JOIN site ON site.n = s.site
+    WHERE s.id = :id AND s.project = :project""")
+
+
+def why(conn: Connection, p: Principal, id: str, now: float) -> Why:
+    """What a Job waits for, most important first. `now` is seconds since 1970."""
+    job = get_job(conn, p, id)
+    n = job_n(conn, p, id)
+    state = State(job.state)
+    facts: dict[str, Any] = {}
+    if state in FINAL:
+        reasons = [_how_it_ended(job)]
+    elif state is State.AWAITING_PARENTS:
+        reasons = _parents(conn, n, job, facts)
+    elif job.session is not None:
+        reasons = _leased(conn, p, job, now, facts)
+    elif job.not_before is not None:
+        facts["not_before"] = job.not_before
+        reasons = [f"it is not to start for another {max(job.not_before - now, 0):.0f} s"]
+    else:
+        reasons = _unleased(conn, p, n, job, now, facts)
+    return Why(job.id, job.state, reasons, facts)
+
+
+def _how_it_ended(job: JobView) -> str:
+    if job.outcome is None:
+        return f"nothing: it is {job.state}"
+    outcome = job.outcome
+    words = outcome.message or {
+        "exit": f"it exited with {outcome.exit}",
+        "signal": f"it died of signal {outcome.signal}",
+        "timeout": "its wall-clock limit passed",
+        "cancelled": "it was cancelled",
+    }.get(outcome.reason, outcome.reason)
+    return f"nothing: it is {job.state} ({words})"
+
+
+def _parents(conn: Connection, n: int, job: JobView, facts: dict[str, Any]) -> list[str]:
+    rows = conn.execute(OPEN_PARENTS, {"n": n}).fetchall()
+    facts["parents"] = [{"id": r.id, "name": r.name, "state": r.state} for r in rows]
+    reasons = [f"its parent {r.name} ({r.id}) is {r.state}" for r in rows]
+    if job.waiting_parents > len(rows):
+        reasons.append(f"and {job.waiting_parents - len(rows)} more parents")
+    return reasons
+
+
+def _leased(
+    conn: Connection, p: Principal, job: JobView, now: float, facts: dict[str, Any]
+) -> list[str]:
+    row = conn.execute(SESSION, {"id": job.session, "project": p.project_n}).one()
+    facts.update(session=row.id, session_state=row.state, site=row.name, heard_at=row.heard_at)
+    ago = f"heard {now - row.heard_at:.0f} s ago"
+    reasons = []
+    if job.cancel_at is not None:
+        reasons.append(f"its cancel waits for the pilot at {row.name} to end it ({ago})")
+    if row.state == "silent":
+        reasons.append(
+            f"its pilot at {row.name} is silent ({ago}); silence is not death: the job goes on, or is "
+            "given to another pilot when the allocation is known to be over"
+        )
+    elif job.state == State.RUNNING:
+        reasons.append(f"nothing: it runs at {row.name} (pilot {ago})")
+    else:
+        reasons.append(f"the pilot at {row.name} has it and waits for room to start it ({ago})")
+    return reasons
+
+
+def _unleased(
+    conn: Connection, p: Principal, n: int, job: JobView, now: float, facts: dict[str, Any]
+) -> list[str]:
+    shape_n, body = conn.execute(SHAPE, {"n": n}).one()
+    shape = msgspec.json.decode(body, type=Shape)
+    ahead = conn.execute(AHEAD, {"shape": shape_n, "priority": job.priority, "n": n}).scalar_one()
+    facts["ahead"] = ahead
+    sites = {site.id: site for site in list_sites(conn, p, now)}
+    reasons = []
+    for id in shape.sites:
+        site = sites.get(id)
+        if site is None:
+            reasons.append(f"its site {id} was deleted: cancel the job")
+        else:
+            reasons.append(_at_site(conn, p, shape, site, ahead, now))
+    return reasons
+
+
+def _at_site(
+    conn: Connection, p: Principal, shape: Shape, site: SiteView, ahead: int, now: float
+) -> str:
+    """Why one Site does not take a Job of this Shape now."""
+    live = [s for s in site.sessions if s.state == "live"]
+    if not live:
+        return _no_pilot(conn, p, site, now)
+    offers = [s.capacity for s in live if s.capacity is not None]
+    misfits = [misfit(shape, capacity) for capacity in offers]
+    if offers and all(misfits):
+        return f"no pilot at {site.name} can take it: {misfits[0]}"
+    many = "more than 10000" if ahead > 10_000 else str(ahead)
+    if ahead:
+        return f"{many} jobs like it are before it at {site.name}"
+    free = max((c.cores for c in offers), default=0)
+    if not offers:
+        return f"the pilots at {site.name} are draining"
+    return f"it is next at {site.name}: it needs {_needs(shape, offers)}, {free} cores are free"
+
+
+def _needs(shape: Shape, offers: list[Capacity]) -> str:
+    most = max(c.node_cores for c in offers)
+    return f"{shape.cores} of {most} cores"
+
+
+def _no_pilot(conn: Connection, p: Principal, site: SiteView, now: float) -> str:
+    if not site.online:
+        seen = site.agent_seen_at
+        ago = "was never seen" if seen is None else f"was last seen {now - seen:.0f} s ago"
+        return f"site {site.name} is offline (its agent {ago}): start it with `chappe site start`"
+    silent = sum(s.state == "silent" for s in site.sessions)
+    if silent:
+        return f"all pilots at {site.name} ({silent}) have been silent for {limits.SESSION_TTL_S:.0f} s"
+    queued = [b for s in ("requested", "submitted") for b in list_batch_jobs(conn, p, site.id, s)]
+    if queued:
+        return (
+            f"no pilot runs at {site.name}: {len(queued)} allocations are waiting for the scheduler"
+        )
+    return f"no pilot runs at {site.name}, and none is asked for: create a batch job"

@@ -1,0 +1,160 @@
+"""The one writer: a thread that merges waiting commands into one transaction (group commit).
+
+A durable commit costs an fsync, so commands share one: whatever waits when the thread is free is
+executed in order, committed once, then answered. There is no gathering delay; under load the fsync
+itself is the gathering. Bulk commands (creates) wait in a lane of their own and enter one at a time, so
+that a small acquire never stands behind a long queue of large creates.
+
+A group in which one command fails unexpectedly is rolled back and retried command by command. A command
+that refuses (a ChappeError before its first write) harms nobody and is answered with its refusal.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import Engine
+
+from chappe.core import faults, limits
+from chappe.core.errors import Busy, ChappeError, Unavailable
+from chappe.store import catalog as catalogs
+from chappe.store.tx import Effects, Tx
+
+T = TypeVar("T")
+
+CRASH_POINTS = ("hub.before_commit", "hub.after_commit", "hub.after_answer")
+
+log = structlog.get_logger("chappe.store.writer")
+
+
+@dataclass(slots=True)
+class _Command:
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    future: Future[Any]
+
+
+@dataclass(slots=True)
+class WriterStats:
+    """Counters for /metrics: commits, commands, rollbacks, and seconds spent in transactions."""
+
+    commits: int = 0
+    commands: int = 0
+    rollbacks: int = 0
+    busy_s: float = 0.0
+    largest_group: int = 0
+
+
+class Writer:
+    """Runs commands `fn(tx, *args)` on its thread; `submit` returns a future set after the commit."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._quick: deque[_Command] = deque()
+        self._bulk: deque[_Command] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self.on_commit: Callable[[Effects], None] = lambda _effects: None
+        self.stats = WriterStats()
+        with engine.begin() as conn:
+            self.catalog = catalogs.load(conn)
+        #: Per project, the highest *committed* seq: readers never go beyond it.
+        self.heads = {p: n - 1 for p, n in self.catalog.next_seq.items()}
+        self._thread = threading.Thread(target=self._run, name="chappe-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, fn: Callable[..., T], *args: Any, bulk: bool = False) -> Future[T]:
+        """Queue `fn(tx, *args)`. Raises Busy when the queue is full, Unavailable when stopping."""
+        future: Future[T] = Future()
+        with self._wake:
+            if self._stopping:
+                raise Unavailable("the hub is stopping; try again in a moment")
+            if len(self._quick) + len(self._bulk) >= limits.WRITER_QUEUE:
+                raise Busy("the hub's write queue is full; try again in a moment")
+            (self._bulk if bulk else self._quick).append(_Command(fn, args, future))
+            self._wake.notify()
+        return future
+
+    @property
+    def depth(self) -> int:
+        """How many commands wait."""
+        return len(self._quick) + len(self._bulk)
+
+    def stop(self) -> None:
+        """Finish what is queued, then end the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with self._engine.connect() as conn:
+            while True:
+                with self._wake:
+                    while not (self._quick or self._bulk or self._stopping):
+                        self._wake.wait()
+                    group = list(self._quick)
+                    self._quick.clear()
+                    if self._bulk:
+                        group.append(self._bulk.popleft())
+                if not group:
+                    return
+                group = [c for c in group if c.future.set_running_or_notify_cancel()]
+                started = time.perf_counter()
+                self._commit(conn, group)
+                self.stats.busy_s += time.perf_counter() - started
+                self.stats.largest_group = max(self.stats.largest_group, len(group))
+
+    def _commit(self, conn: Any, group: list[_Command]) -> None:
+        """Execute a group in one transaction; if it fails, each command in one of its own."""
+        try:
+            with conn.begin():
+                tx = Tx(conn, self.catalog, self._clock(), time.clock_gettime(time.CLOCK_BOOTTIME))
+                answers = [self._execute(tx, command) for command in group]
+                tx.flush()
+                faults.reach("hub.before_commit")
+        except Exception as error:
+            self.stats.rollbacks += 1
+            with conn.begin():
+                self.catalog = catalogs.load(conn)
+            if len(group) > 1:
+                for command in group:
+                    self._commit(conn, [command])
+                return
+            if not isinstance(error, ChappeError):
+                log.exception("command failed", command=group[0].fn.__name__)
+            group[0].future.set_exception(error)
+            return
+        faults.reach("hub.after_commit")
+        self.heads.update(tx.effects.events)
+        self.stats.commits += 1
+        self.stats.commands += len(group)
+        self.on_commit(tx.effects)
+        for command, value, refusal in answers:
+            if refusal is None:
+                command.future.set_result(value)
+            else:
+                command.future.set_exception(refusal)
+        faults.reach("hub.after_answer")
+
+    @staticmethod
+    def _execute(tx: Tx, command: _Command) -> tuple[_Command, Any, BaseException | None]:
+        """Run one command. A refusal before its first write is an answer; after it, the group fails."""
+        clean, tx.dirty = tx.dirty, False
+        try:
+            answer = (command, command.fn(tx, *command.args), None)
+        except ChappeError as refusal:
+            if tx.dirty:
+                raise
+            return (command, None, refusal)
+        finally:
+            tx.dirty = tx.dirty or clean
+        return answer
