@@ -41,7 +41,8 @@ GRANTED = text("""
     ORDER BY v.key""")
 
 SUBMISSIONS = text("""
-    SELECT DISTINCT s.id, s.statement, s.sig FROM json_each(:ns) v CROSS JOIN job ON job.n = v.value JOIN submission s ON s.n = job.submission""")
+    SELECT DISTINCT s.id, s.statement, s.sig FROM json_each(:ns) v
+    CROSS JOIN job ON job.n = v.value JOIN submission s ON s.n = job.submission""")
 
 
 def acquire_grants(tx: Tx, p: Principal, session: Any, req: SyncRequest, reply: SyncReply) -> None:

@@ -40,7 +40,8 @@ from chappe.wire.jobs import CreateJobs, CreateReply, JobVerdict, NewJob
 from chappe.wire.submission import SIGNATURE_PREFIX, Statement, Submission
 
 EXISTING = text("""
-    SELECT job.id, job.n, job.phase, job.spec, job.envelope FROM json_each(:ids) v CROSS JOIN job ON job.project = :project AND job.id = v.value""")
+    SELECT job.id, job.n, job.phase, job.spec, job.envelope FROM json_each(:ids) v
+    CROSS JOIN job ON job.project = :project AND job.id = v.value""")
 
 INSERT_JOBS = text("""
     INSERT INTO job (n, project, id, state, phase, shape, priority, epoch, attempt, max_attempts,

@@ -137,6 +137,7 @@ class ParentView(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     state: str
     site: str | None = None
+    site_name: str | None = None
     workdir: str = ""
     app: str | None = None
     attempt: int = 0
