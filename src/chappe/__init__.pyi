@@ -1,0 +1,95 @@
+"""The public names, for editors and type checkers; `__init__.py` loads each on first use."""
+
+from chappe.core.leases import (
+    Outcome,
+)
+from chappe.sdk.aio import (
+    AsyncApp,
+    AsyncClient,
+    AsyncJob,
+)
+from chappe.sdk.drafts import (
+    Draft,
+    Options,
+)
+from chappe.sdk.engine import (
+    Where,
+)
+from chappe.sdk.errors import (
+    Ambiguous,
+    Busy,
+    ChappeError,
+    ConfigMissing,
+    Conflict,
+    Forbidden,
+    Gone,
+    Invalid,
+    JobCancelled,
+    JobError,
+    JobFailed,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    WaitTimeout,
+)
+from chappe.sdk.results import (
+    ResultFile,
+)
+from chappe.sdk.sync import (
+    App,
+    Client,
+    Job,
+    as_completed,
+    wait_all,
+)
+from chappe.wire.events import (
+    Event,
+)
+from chappe.wire.jobs import (
+    JobView,
+    Why,
+)
+from chappe.wire.sites import (
+    AppView,
+    SiteView,
+)
+
+__all__ = [
+    "Ambiguous",
+    "App",
+    "AppView",
+    "AsyncApp",
+    "AsyncClient",
+    "AsyncJob",
+    "Busy",
+    "ChappeError",
+    "Client",
+    "ConfigMissing",
+    "Conflict",
+    "Draft",
+    "Event",
+    "Forbidden",
+    "Gone",
+    "Invalid",
+    "Job",
+    "JobCancelled",
+    "JobError",
+    "JobFailed",
+    "JobView",
+    "NotFound",
+    "Options",
+    "Outcome",
+    "ResultFile",
+    "SiteView",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
+    "WaitTimeout",
+    "Where",
+    "Why",
+    "as_completed",
+    "wait_all",
+]
+
+__version__: str

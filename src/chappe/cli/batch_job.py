@@ -1,0 +1,77 @@
+"""`chappe batch-job`: our requests to the machines' schedulers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from chappe.cli.options import duration_s
+from chappe.cli.output import Out, ago, short_ids, with_output
+
+if TYPE_CHECKING:
+    from chappe.sdk.sync import Client
+
+STATES = ("requested", "submitted", "running", "ended", "failed", "cancelled")
+
+
+@click.group("batch-job")
+def command() -> None:
+    """Ask for allocations, list and cancel them."""
+
+
+@command.command()
+@click.option("-s", "--site", help="At this site (name or id).")
+@click.option("--state", type=click.Choice(STATES), help="In this state.")
+@with_output
+def ls(out: Out, site: str | None, state: str | None) -> None:
+    """List requests, newest first."""
+    with out.client() as client:
+        found = client.admin.batch_jobs(site, state)
+        sites = {} if out.as_json else client.site_names()
+    ids = short_ids([b.id for b in found])
+    out.many(
+        found,
+        ("ID!", "SITE", "STATE", "NODES>", "SCHEDULER ID", "AGE>", "MESSAGE"),
+        lambda b: (
+            ids[b.id],
+            sites.get(b.site, b.site),
+            b.state,
+            str(b.intent.nodes),
+            b.scheduler_id or "",
+            ago(b.created_at),
+            b.message,
+        ),
+        "no batch jobs",
+    )
+
+
+@command.command()
+@click.option("-s", "--site", required=True, help="Where (name or id).")
+@click.option("--nodes", type=int, default=1, show_default=True, help="How many nodes.")
+@click.option("--cores", type=int, default=0, help="Cores of each node; 0 for all.")
+@click.option(
+    "--wall", "wall_s", type=duration_s, metavar="TIME", help="How long: 2h; none without it."
+)
+@with_output
+def new(out: Out, site: str, nodes: int, cores: int, wall_s: float | None) -> None:
+    """Ask the scheduler of a site for an allocation, in which a pilot will run jobs."""
+    with out.client() as client:
+        made = client.admin.new_batch_job(site, nodes=nodes, cores=cores, wall_s=wall_s)
+    out.one(made, out.say, f"{made.id}  {made.state}")
+
+
+@command.command()
+@click.argument("id")
+@with_output
+def cancel(out: Out, id: str) -> None:
+    """Take a request back; a running allocation is ended."""
+    with out.client() as client:
+        view = client.admin.cancel_batch_job(_full_id(client, id))
+    out.one(view, out.say, f"{view.id}  {view.state}")
+
+
+def _full_id(client: Client, short: str) -> str:
+    from chappe.sdk.engine import one_of  # here: `--help` does without the SDK
+
+    return one_of(short, [b.id for b in client.admin.batch_jobs()], "batch job")

@@ -1,0 +1,299 @@
+"""`chappe job`: submit Jobs, look at them, act on them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from chappe.cli.options import filters, job_options, options_of, where
+from chappe.cli.output import FAILED, Out, ago, short_ids, size, span, when, with_output
+
+if TYPE_CHECKING:
+    from chappe.sdk.sync import Client
+    from chappe.wire.events import Event
+    from chappe.wire.jobs import JobView
+
+_SHOWN = 50
+
+
+@click.group("job")
+def command() -> None:
+    """Submit, list, watch, cancel, retry and delete jobs.
+
+    A job is named by its id or by any unambiguous beginning of it (4 hex digits or more).
+    """
+
+
+@command.command()
+@click.argument("app", required=False)
+@click.option("-s", "--site", "sites", multiple=True, help="Where it may run; repeat for several.")
+@click.option("-p", "--param", "params", multiple=True, metavar="K=V", help="A parameter; repeat.")
+@click.option(
+    "--file", "file", type=click.File("rb"), help="Jobs as JSON or JSON lines; - for stdin."
+)
+@click.option("--wait", is_flag=True, help="Wait for the end; exit 1 unless all succeeded.")
+@job_options
+@with_output
+def submit(
+    out: Out,
+    app: str | None,
+    sites: tuple[str, ...],
+    params: tuple[str, ...],
+    file: Any,
+    wait: bool,
+    **given: Any,
+) -> None:
+    """Submit one job of APP, or with --file many, a whole graph among them.
+
+    Objects of a file have the fields app (or command), site or sites, parameters, and any option of
+    the SDK (name, cores, wall_s, tags, parents …); parents are ids, or names of jobs further up.
+    """
+    from chappe.cli import job_file  # here: `--help` does without the SDK
+    from chappe.sdk.errors import Invalid
+
+    with out.client() as client:
+        options = options_of(client, given)
+        if file is not None:
+            if params:
+                raise Invalid("with --file, parameters stand in the file", field="param")
+            drafts = job_file.read(client, file.read(), app, sites, options)
+        elif app is None or not sites:
+            raise Invalid("give an app and a site: chappe job submit APP -s SITE", field="app")
+        else:
+            drafts = [job_file.from_texts(client, app, sites, params, options)]
+        jobs = client.submit(drafts)
+        if wait:
+            client.wait_all(jobs, progress=not out.as_json)
+        for job in jobs[: None if out.as_json else _SHOWN]:
+            state = {"state": job.state} if wait else {}
+            line = f"{job.id}  {job.name}  {job.state if wait else ''}".rstrip()
+            out.one({"id": job.id, "name": job.name, **state}, out.say, line)
+        if len(jobs) > _SHOWN:
+            out.say(f"… {len(jobs)} jobs in all")
+        if wait and not all(job.ok for job in jobs):
+            sys.exit(FAILED)
+
+
+@command.command()
+@filters
+@click.option("-n", "--limit", type=int, default=100, help="At most so many (100); 0 for all.")
+@with_output
+def ls(
+    out: Out, limit: int, tags: tuple[str, ...], parent: str | None, **given: str | None
+) -> None:
+    """List jobs, newest first."""
+    with out.client() as client:
+        conditions = _conditions(client, tags, parent, given)
+        sites = {} if out.as_json else client.site_names()
+        views: list[JobView] = []
+        more = False
+        for view in client.views(**conditions):
+            if limit and len(views) == limit:
+                more = True
+                break
+            if out.as_json:
+                out.line(view)
+            views.append(view)
+    if out.as_json:
+        return
+    ids = short_ids([view.id for view in views])
+    out.table(
+        ("ID!", "NAME", "APP", "SITE", "STATE!", "TRY>", "SINCE>"),
+        [_row(view, ids[view.id], sites) for view in views],
+        "no jobs",
+    )
+    if more:
+        out.say(f"… the newest {limit}; narrow the filter, or use --limit 0 for all", "dim")
+
+
+def _row(view: JobView, short: str, sites: dict[str, str]) -> tuple[str, ...]:
+    where_ = _places(view, sites, "|")
+    state = "unreachable" if view.unreachable else view.state
+    tries = f"{view.attempt}/{view.max_attempts}"
+    return short, view.name, view.app or "(command)", where_, state, tries, ago(view.changed_at)
+
+
+@command.command()
+@click.argument("id")
+@with_output
+def show(out: Out, id: str) -> None:
+    """Show all that is known of one job."""
+    with out.client() as client:
+        view = client.job(id).refresh()
+        sites = {} if out.as_json else client.site_names()
+    out.one(view, out.facts, _facts(view, sites))
+
+
+def _places(view: JobView, sites: dict[str, str], between: str) -> str:
+    """The Site that a Job belongs to, or those that may take it, by name."""
+    ids = view.sites if view.site is None else [view.site]
+    return between.join(sites.get(one, one) for one in ids)
+
+
+def _facts(view: JobView, sites: dict[str, str]) -> list[tuple[str, str | None]]:
+    from chappe.sdk.errors import words  # here: `--help` does without the SDK
+
+    outcome, spec = view.outcome, view.spec
+    usage = None if outcome is None else outcome.usage
+    state = f"{view.state} ({view.phase})" + (
+        ", its pilot is unreachable" if view.unreachable else ""
+    )
+    pairs: list[tuple[str, str | None]] = [
+        ("id", view.id),
+        ("name", view.name),
+        ("state", state),
+        ("attempt", f"{view.attempt} of {view.max_attempts}"),
+        ("app", view.app),
+        ("site", _places(view, sites, " or ")),
+        ("workdir", view.workdir),
+        ("signed", "yes" if view.signed else "no"),
+        ("created", when(view.created_at)),
+        ("changed", when(view.changed_at)),
+        ("not before", when(view.not_before)),
+        ("cancel asked", when(view.cancel_at)),
+        ("waits for", f"{view.waiting_parents} parents" if view.waiting_parents else None),
+        ("tags", " ".join(f"{k}={v}" for k, v in view.tags.items())),
+    ]
+    if spec is not None:
+        import shlex
+
+        pairs += [
+            ("command", None if spec.command is None else shlex.join(spec.command)),
+            ("parameters", " ".join(f"{k}={v}" for k, v in spec.parameters.items())),
+            ("parents", "\n".join(spec.parents)),
+        ]
+    if outcome is not None:
+        pairs.append(("outcome", words(outcome)))
+        pairs.append(("result", outcome.result_sha256 and f"sha256 {outcome.result_sha256}"))
+    if usage is not None:
+        pairs.append(
+            (
+                "used",
+                f"{span(usage.wall_s)} wall, {span(usage.user_s + usage.system_s)} CPU, "
+                f"{size(usage.max_rss_bytes)} memory, {size(usage.written_bytes)} written",
+            )
+        )
+    if outcome is not None:
+        pairs.append(("stderr", outcome.tail.rstrip()))
+    return pairs
+
+
+@command.command()
+@click.argument("ids", nargs=-1, required=True)
+@with_output
+def watch(out: Out, ids: tuple[str, ...]) -> None:
+    """Print jobs' changes of state until all have ended; exit 1 unless all succeeded."""
+    with out.client() as client:
+        jobs = {job.id: job for job in map(client.job, ids)}
+        phases = {}
+        for event in client.changes(jobs):
+            phases[event.subject] = event.phase
+            out.one(event, print_change, out, event, jobs[event.subject].name)
+    if any(phase != "finished" for phase in phases.values()):
+        sys.exit(FAILED)
+
+
+def print_change(out: Out, event: Event, name: str) -> None:
+    """One line for one change of a Job's state, with how the attempt ended."""
+    from chappe.sdk.errors import words  # here: `--help` does without the SDK
+    from chappe.sdk.feed import outcome_of
+
+    outcome = outcome_of(event)
+    how = f"  {words(outcome)}" if outcome is not None else ""
+    label = name or event.subject
+    at = when(event.occurred_at)[11:]
+    out.say(f"{at}  {label}  {event.new or event.kind}{how}", _style(event.phase))
+
+
+def _style(phase: str | None) -> str | None:
+    from chappe.cli.output import STYLES
+
+    return STYLES.get(phase or "")
+
+
+@command.command()
+@click.argument("ids", nargs=-1)
+@filters
+@with_output
+def cancel(out: Out, **given: Any) -> None:
+    """Cancel jobs by id, or all that match a filter."""
+    _act(out, "cancel", given)
+
+
+@command.command()
+@click.argument("ids", nargs=-1)
+@filters
+@with_output
+def retry(out: Out, **given: Any) -> None:
+    """Run failed or cancelled jobs again, by id or filter.
+
+    By id, a job whose signature allows no more is signed anew with your key.
+    """
+    _act(out, "retry", given)
+
+
+@command.command()
+@click.argument("ids", nargs=-1)
+@filters
+@with_output
+def rm(out: Out, **given: Any) -> None:
+    """Delete jobs that have ended, by id or filter."""
+    _act(out, "delete", given)
+
+
+def _act(out: Out, verb: str, given: dict[str, Any]) -> None:
+    from chappe.sdk.errors import Invalid  # here: `--help` does without the SDK
+
+    ids, tags, parent = given.pop("ids"), given.pop("tags"), given.pop("parent")
+    with out.client() as client:
+        conditions = _conditions(client, tags, parent, given)
+        if ids and conditions:
+            raise Invalid("give ids or a filter, not both", field="filter")
+        if ids:
+            # One by one: each may need an error, or a signature, of its own.
+            for one in ids:
+                job = client.job(one)
+                code = getattr(job, verb)() or {"retry": "retried", "delete": "deleted"}[verb]
+                out.one({"id": job.id, "code": code}, out.say, f"{job.id}  {code}")
+            return
+        counts: dict[str, int] = getattr(client, verb)(**conditions)
+    words = ", ".join(f"{n} {code}" for code, n in sorted(counts.items())) or "no job matches"
+    out.one(counts, out.say, words)
+
+
+@command.command()
+@click.argument("id")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to this file.")
+@with_output
+def result(out: Out, id: str, output: Path | None) -> None:
+    """Get a finished job's result; waits for the end. Without -o, bytes go to stdout."""
+    from chappe.sdk.errors import Invalid, NotFound  # here: `--help` does without the SDK
+
+    with out.client() as client:
+        job = client.job(id)
+        found = job.result_file()
+    if found is None:
+        raise NotFound(f"job {job.id} has no result: its app names no result file")
+    about = {"id": job.id, "media": found.media, "size_bytes": len(found.body), "path": None}
+    if output is not None:
+        about["path"] = str(found.save(output))
+        out.one(about, out.say, f"{output}  {found.media}, {size(len(found.body))}")
+    elif out.as_json:
+        value = found.decode()
+        out.line({**about, "value": value if isinstance(value, dict | list | str | int) else None})
+    elif sys.stdout.isatty() and found.media != "application/json":
+        raise Invalid(f"the result is {found.media}: name a file with -o", field="output")
+    else:
+        sys.stdout.buffer.write(found.body)
+
+
+def _conditions(
+    client: Client, tags: tuple[str, ...], parent: str | None, given: dict[str, Any]
+) -> dict[str, Any]:
+    conditions = where(tags, **given)
+    if parent is not None:
+        conditions["parent"] = client.job(parent).id
+    return conditions

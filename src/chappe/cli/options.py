@@ -1,0 +1,119 @@
+"""Options that several commands share: which Jobs, what a Job needs, sizes and durations as people write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PHASES = ("waiting", "runnable", "running", "finished", "failed", "cancelled")
+_UNITS_B = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+def size_bytes(text: str) -> int:
+    """Bytes as people write them: `4G`, `512MiB`, `1000000`. Units are powers of 1024."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?b)?", text.strip().lower())
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no size: 4G, 512M or a number of bytes")
+    return int(float(found[1]) * _UNITS_B[found[2]])
+
+
+def duration_s(text: str) -> float:
+    """Seconds as people write them: `90`, `30m`, `2h`, `1d12h`, `2h30m`."""
+    short = text.strip().lower()
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", short):
+        return float(short)
+    if not re.fullmatch(r"([0-9]+[dhms])+", short):
+        raise click.BadParameter(f"{text!r} is no duration: 90, 30m, 2h30m or 1d")
+    return float(sum(int(n) * _UNITS_S[u] for n, u in re.findall(r"([0-9]+)([dhms])", short)))
+
+
+def filters(command: F) -> F:
+    """The conditions of `job ls` and of acts on many Jobs."""
+    for option in (
+        click.option("--tag", "tags", multiple=True, metavar="K=V", help="With this tag; repeat."),
+        click.option("--parent", metavar="ID", help="Children of this job."),
+        click.option("--name", help="With exactly this name."),
+        click.option("--app", help="Of this app."),
+        click.option("-s", "--site", help="At this site (name or id)."),
+        click.option("--state", help="In this fine state, such as RUNNING."),
+        click.option("--phase", type=click.Choice(PHASES), help="In this coarse state."),
+    ):
+        command = option(command)
+    return command
+
+
+def where(
+    tags: tuple[str, ...],
+    **conditions: str | None,
+) -> dict[str, Any]:
+    """The SDK's conditions for the options of `filters` (without `parent`, whose id is looked up)."""
+    from chappe.sdk.texts import pairs  # here: `--help` does without the SDK
+
+    found: dict[str, Any] = {k: v for k, v in conditions.items() if v is not None}
+    if tags:
+        found["tags"] = dict(pairs(tags, "tag"))
+    return found
+
+
+def job_options(command: F) -> F:
+    """What a Job needs and how it is treated: the options of `job submit` and `run`."""
+    for option in (
+        click.option(
+            "--env", multiple=True, metavar="K=V", help="Variable the app allows; repeat."
+        ),
+        click.option("--workdir", help="Directory, relative to the site's data directory."),
+        click.option(
+            "--takeover",
+            "takeover_s",
+            type=duration_s,
+            metavar="TIME",
+            help="Run elsewhere after this silence.",
+        ),
+        click.option(
+            "--on-parent-failure",
+            type=click.Choice(["fail", "anyway", "succeeded"]),
+            help="What to do when a parent fails.",
+        ),
+        click.option(
+            "--parent", "parents", multiple=True, metavar="ID", help="Wait for it; repeat."
+        ),
+        click.option("--priority", type=int, help="Higher runs first."),
+        click.option("--tag", "tags", multiple=True, metavar="K=V", help="Attach a tag; repeat."),
+        click.option(
+            "--retry-on",
+            multiple=True,
+            type=click.Choice(["error", "timeout", "lost"]),
+            help="After which outcomes (lost); repeat.",
+        ),
+        click.option("--retries", type=int, help="How often it may be started again (2)."),
+        click.option("--gpus", type=int, help="GPUs it needs."),
+        click.option(
+            "--wall", "wall_s", type=duration_s, metavar="TIME", help="Time limit: 90, 30m, 2h."
+        ),
+        click.option(
+            "--mem", "mem_bytes", type=size_bytes, metavar="SIZE", help="Memory it needs: 4G."
+        ),
+        click.option("--cores", type=int, help="Cores it needs (1)."),
+        click.option("--name", help="What people call it."),
+    ):
+        command = option(command)
+    return command
+
+
+def options_of(client: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The SDK's Options for those of `job_options`; short parent ids are looked up."""
+    from chappe.sdk.texts import pairs  # here: `--help` does without the SDK
+
+    options = {name: value for name, value in given.items() if value not in (None, ())}
+    for name in ("tags", "env"):
+        if name in options:
+            options[name] = dict(pairs(options[name], name))
+    if "parents" in options:
+        options["parents"] = [client.job(parent).id for parent in options["parents"]]
+    return options

@@ -1,0 +1,233 @@
+"""What commands print: tables and words for people, or with --json stable fields for programs.
+
+One thing is one JSON document; a list is one object a line, so that it can be long and piped. Errors go
+to stderr, in the same two forms.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from chappe.sdk.errors import ChappeError
+    from chappe.sdk.sync import Client
+
+P = ParamSpec("P")
+
+OK, FAILED, USAGE, NOT_FOUND, UNREACHABLE, REFUSED = range(6)
+
+#: How a phase looks in a terminal.
+STYLES = {
+    "waiting": "dim",
+    "runnable": "cyan",
+    "running": "bold blue",
+    "finished": "green",
+    "failed": "bold red",
+    "cancelled": "yellow",
+    "unreachable": "magenta",
+    "online": "green",
+    "offline": "yellow",
+}
+
+
+class Out:
+    """Where one command writes, and in which form."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    @functools.cached_property
+    def console(self) -> Console:
+        """The terminal on stdout. Into a pipe nothing is cut or wrapped; NO_COLOR is respected."""
+        from rich.console import Console  # here: `--help` and `--json` do without it
+
+        return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+    def client(self) -> Client:
+        """A client by the user's configuration."""
+        from chappe.sdk.sync import Client  # here: `--help` does without it
+
+        return Client()
+
+    def one(self, thing: Any, words: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Print one thing: its document, or what `words` (called with the rest) prints."""
+        if self.as_json:
+            self.line(thing)
+        else:
+            words(*args, **kwargs)
+
+    def line(self, thing: Any) -> None:
+        """Print one JSON document on a line of its own, at once: readers may be waiting for it."""
+        click.echo(msgspec.json.encode(thing).decode())
+        sys.stdout.flush()
+
+    def say(self, text: str = "", style: str | None = None) -> None:
+        """Print words (not with --json)."""
+        if not self.as_json:
+            self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def many(
+        self,
+        things: Iterable[Any],
+        columns: Sequence[str],
+        row: Callable[[Any], Sequence[str]],
+        empty: str,
+    ) -> None:
+        """Print a list: an object a line, or a table of `row`s, or `empty` when there are none."""
+        if self.as_json:
+            for thing in things:
+                click.echo(msgspec.json.encode(thing).decode())
+            return
+        self.table(columns, [row(thing) for thing in things], empty)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+        """Print a table. A column's name ending in `>` is aligned right; phases have their colours."""
+        from rich.table import Table  # here: `--help` and `--json` do without it
+        from rich.text import Text
+
+        if not rows:
+            self.say(empty)
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for name in columns:
+            table.add_column(
+                name.rstrip(">!"),
+                justify="right" if name.endswith(">") else "left",
+                no_wrap=True,
+                overflow="ignore" if name.endswith("!") else "ellipsis",
+            )
+        for cells in rows:
+            table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in cells))
+        self.console.print(table)
+
+    def facts(self, pairs: Iterable[tuple[str, str | None]]) -> None:
+        """Print names and values below each other; what is None or empty is left out."""
+        shown = [(name, value) for name, value in pairs if value]
+        width = max((len(name) for name, _ in shown), default=0)
+        for name, value in shown:
+            first, *more = value.splitlines()
+            self.say(f"{name:<{width}}  {first}", STYLES.get(value))
+            for line in more:
+                self.say(f"{'':<{width}}  {line}")
+
+
+def with_output(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its `--json` and its `Out`, and turn errors into words and exit statuses."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON with stable fields.")
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        from chappe.sdk.errors import ChappeError  # here: `--help` does without it
+
+        out = Out(kwargs.pop("as_json"))
+        try:
+            command(out, *args, **kwargs)
+        except ChappeError as error:
+            fail(out, error)
+        except KeyboardInterrupt:
+            click.echo("stopped (jobs go on)", err=True)
+            sys.exit(130)
+
+    return wrapped
+
+
+def fail(out: Out, error: ChappeError) -> NoReturn:
+    """Print an error to stderr and exit with its status."""
+    if out.as_json:
+        body = {
+            "code": error.code,
+            "message": error.message,
+            "field": error.field,
+            "transient": error.transient,
+        }
+        text = msgspec.json.encode({"error": body}).decode()
+    else:
+        text = click.style("error: ", fg="red") + error.message
+        if error.field and error.field not in error.message:
+            text += f"\n  field: {error.field}"
+        text += _items(error.details)
+    click.echo(text, err=True)
+    sys.exit(exit_status(error))
+
+
+def _items(details: Any) -> str:
+    """The first few items that a refused batch names."""
+    if not isinstance(details, list):
+        return ""
+    bad = [d for d in details if isinstance(d, dict) and d.get("message")]
+    lines = [f"\n  {d.get('id', '')} {d.get('field') or ''}: {d['message']}" for d in bad[:5]]
+    more = f"\n  … and {len(bad) - 5} more" if len(bad) > 5 else ""
+    return "".join(lines) + more
+
+
+def exit_status(error: ChappeError) -> int:
+    """The exit status that tells a script what kind of error it was."""
+    from chappe.sdk import errors  # here: `--help` does without it
+
+    for kind, status in (
+        (errors.JobError, FAILED),
+        (errors.WaitTimeout, FAILED),
+        ((errors.Invalid, errors.ConfigMissing), USAGE),
+        ((errors.NotFound, errors.Gone), NOT_FOUND),
+        ((errors.Unavailable, errors.Busy), UNREACHABLE),
+        ((errors.Unauthenticated, errors.Forbidden, errors.Conflict), REFUSED),
+    ):
+        if isinstance(error, kind):
+            return status
+    return FAILED
+
+
+def ago(at: float | None) -> str:
+    """How long ago an instant was (seconds since 1970): `5 s`, `3 min`, `2 h`, `9 d`."""
+    return "" if at is None else span(max(0.0, time.time() - at))
+
+
+def span(seconds: float) -> str:
+    """A duration, short: `0.5 s`, `42 s`, `3 min`, `2.5 h`, `9 d`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    for size, unit, below in ((1, "s", 120), (60, "min", 7_200), (3_600, "h", 172_800)):
+        if seconds < below:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def size(number: float) -> str:
+    """A number of bytes, short: `512 B`, `3.4 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def when(at: float | None) -> str:
+    """An instant in the reader's own time zone, to the second."""
+    return "" if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def short_ids(ids: Sequence[str]) -> dict[str, str]:
+    """Each id's shortest prefix (at least 8 characters) that is its own among `ids`.
+
+    Ids begin with the time, so those of one submission share much of it.
+    """
+    ordered = sorted(set(ids))
+    found: dict[str, str] = {}
+    for i, one in enumerate(ordered):
+        near = [*ordered[max(i - 1, 0) : i], *ordered[i + 1 : i + 2]]
+        shared = max((_common(one, other) for other in near), default=0)
+        found[one] = one[: max(8, shared + 1)].rstrip("-")
+    return found
+
+
+def _common(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))

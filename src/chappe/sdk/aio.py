@@ -1,0 +1,265 @@
+"""The asynchronous face: `AsyncClient`, its Apps and its Jobs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack, overload
+
+from chappe.sdk import acts, config, drafts
+from chappe.sdk.admin import Admin
+from chappe.sdk.drafts import Draft, Options
+from chappe.sdk.engine import Engine, Where, filter_of
+from chappe.sdk.errors import error_of
+from chappe.sdk.handles import AppHandle, JobHandle
+from chappe.sdk.results import ResultFile
+from chappe.wire.events import Event
+from chappe.wire.jobs import JobView, Why
+from chappe.wire.sites import AppView, SiteView
+
+
+class AsyncJob(JobHandle):
+    """A Job that was submitted. Its methods speak with the Hub; its attributes say what was last heard."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: Engine, id: str, name: str = "") -> None:
+        super().__init__(id, name)
+        self._engine = engine
+
+    async def refresh(self) -> JobView:
+        """Read the Job, and return all that the Hub shows of it."""
+        view = await self._engine.view(self.id)
+        self._learn(view)
+        return view
+
+    async def wait(self, timeout_s: float | None = None) -> Self:
+        """Return once it has ended, in whatever way. Raises WaitTimeout after `timeout_s`."""
+        async for ended in self._engine.watch([self.id], timeout_s):
+            self._learn(ended)
+        return self
+
+    async def result(self, timeout_s: float | None = None) -> Any:
+        """Wait, then return the result as a Python value (see ResultFile.decode), None without one.
+
+        Raises JobFailed, with the tail of stderr, or JobCancelled.
+        """
+        found = await self.result_file(timeout_s)
+        return None if found is None else found.decode()
+
+    async def result_file(self, timeout_s: float | None = None) -> ResultFile | None:
+        """Wait, then return the result as it is, None without one. Raises as `result` does."""
+        if not self.done:
+            await self.wait(timeout_s)
+        if not self.ok:
+            raise error_of(await self.refresh())
+        if self.outcome is None or self.outcome.result_sha256 is None:
+            return None
+        return await self._engine.result(self.id)
+
+    async def cancel(self) -> str:
+        """Cancel it: `cancelled` at once, `cancelling` while its pilot ends it, `finished` too late."""
+        return await acts.one(self._engine, "cancel", self.id)
+
+    async def retry(self) -> None:
+        """Run a failed or cancelled Job again, signed anew where its signature allows no more.
+
+        Raises Conflict when it has not ended, or has succeeded.
+        """
+        await acts.one(self._engine, "retry", self.id)
+        await self.refresh()
+
+    async def delete(self) -> None:
+        """Remove a Job that has ended. Raises Conflict when it has not."""
+        await acts.one(self._engine, "delete", self.id)
+
+    async def events(self) -> list[Event]:
+        """All Events of the Job, oldest first."""
+        return await self._engine.job_events(self.id)
+
+    async def why(self) -> Why:
+        """Exactly what it waits for."""
+        return await self._engine.why(self.id)
+
+
+class AsyncApp(AppHandle):
+    """An App whose Jobs are submitted by coroutines; see AppHandle for `options` and drafting."""
+
+    def __init__(self, client: AsyncClient, template: drafts.Template) -> None:
+        super().__init__(template)
+        self._client = client
+
+    async def submit(
+        self, parameters: Mapping[str, Any] | None = None, /, **named: Any
+    ) -> AsyncJob:
+        """Run one Job. Keywords (or one mapping) are the App's parameters."""
+        return await self._client.submit(self(parameters, **named))
+
+    async def map(
+        self, parameters: Iterable[Mapping[str, Any]], *, names: Iterable[str] | None = None
+    ) -> list[AsyncJob]:
+        """Run one Job for each set of parameters, in few requests; `names` names them in turn."""
+        return await self._client.submit(drafts.many(self._template, parameters, names))
+
+
+class AsyncClient:
+    """A connection to a Hub, for asyncio: `async with chappe.AsyncClient() as client: …`.
+
+    Without arguments it is configured by `$CHAPPE_CONFIG` or `~/.config/chappe/client.json`. `url` and
+    `token` name another Hub; `ca_file` the certificate to trust; `key` the file of the signing key.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str | None = None,
+        token: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        project: str | None = None,
+        key: str | os.PathLike[str] | None = None,
+        config_file: str | os.PathLike[str] | None = None,
+    ) -> None:
+        settings = config.load(
+            url=url, token=token, ca_file=ca_file, project=project, key=key, config=config_file
+        )
+        self._engine = Engine(settings)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections. Jobs go on."""
+        await self._engine.aclose()
+
+    @property
+    def admin(self) -> Admin:
+        """Sites, allocations, Sessions and tokens."""
+        return self._engine.admin
+
+    def app(
+        self,
+        name: str,
+        *,
+        site: str | None = None,
+        sites: Sequence[str] = (),
+        version: str | None = None,
+    ) -> AsyncApp:
+        """An App at a Site, or at whichever of several has room first. Sends nothing."""
+        where = drafts.one_or_more(site, sites)
+        return AsyncApp(self, drafts.template(where, app=name, version=version))
+
+    @overload
+    async def submit(self, jobs: Draft) -> AsyncJob: ...
+    @overload
+    async def submit(self, jobs: Iterable[Draft]) -> list[AsyncJob]: ...
+    async def submit(self, jobs: Draft | Iterable[Draft]) -> AsyncJob | list[AsyncJob]:
+        """Submit drafts, signed. A graph of up to 10 000 Jobs is created all or none.
+
+        Independent Jobs travel 1 000 a request; after an error, submitting the same drafts again
+        creates what is missing and nothing twice.
+        """
+        if isinstance(jobs, Draft):
+            return (await self.submit([jobs]))[0]
+        some = list(jobs)
+        await self._engine.submit(some)
+        return [AsyncJob(self._engine, draft.id, draft.name) for draft in some]
+
+    async def run(
+        self, site: str | Sequence[str], argv: Sequence[str], **options: Unpack[Options]
+    ) -> AsyncJob:
+        """Run one command (a list of arguments; no shell) at a Site that trusts your key."""
+        template = drafts.template(site, command=argv).with_options(options)
+        return await self.submit(Draft(template, {}))
+
+    async def job(self, id: str) -> AsyncJob:
+        """A Job by its id or an unambiguous beginning of it. Raises NotFound or Ambiguous."""
+        view = await self._engine.find(id)
+        return self._handle(view)
+
+    async def jobs(self, **where: Unpack[Where]) -> AsyncIterator[AsyncJob]:
+        """The Jobs that match all conditions (see Where), newest first; all without any."""
+        async for page in self._engine.pages(filter_of(**where)):
+            for view in page:
+                yield self._handle(view)
+
+    async def as_completed(
+        self, jobs: Iterable[AsyncJob], timeout_s: float | None = None
+    ) -> AsyncIterator[AsyncJob]:
+        """Each Job once, as it ends. Raises WaitTimeout after `timeout_s`."""
+        by_id = {job.id: job for job in jobs}
+        async for ended in self._engine.watch(list(by_id), timeout_s):
+            job = by_id[ended.id]
+            job._learn(ended)
+            yield job
+
+    async def wait_all(
+        self, jobs: Iterable[AsyncJob], timeout_s: float | None = None
+    ) -> list[AsyncJob]:
+        """Return the Jobs once all have ended, in whatever way; look at their `ok`."""
+        some = list(jobs)
+        async for _job in self.as_completed(some, timeout_s):
+            pass
+        return some
+
+    async def cancel(self, **where: Unpack[Where]) -> dict[str, int]:
+        """Cancel all Jobs that match (at least one condition); returns how many of each verdict."""
+        return await acts.many(self._engine, "cancel", filter_of(**where))
+
+    async def delete(self, **where: Unpack[Where]) -> dict[str, int]:
+        """Delete those of the matching Jobs that have ended; returns how many of each verdict."""
+        return await acts.many(self._engine, "delete", filter_of(**where))
+
+    async def retry(self, **where: Unpack[Where]) -> dict[str, int]:
+        """Run matching Jobs again that failed or were cancelled; returns how many of each verdict."""
+        return await acts.many(self._engine, "retry", filter_of(**where))
+
+    def events(
+        self,
+        *,
+        follow: bool = False,
+        cursor: str | None = None,
+        kinds: Sequence[str] = (),
+        jobs: Sequence[drafts.HasId | str] = (),
+        final: bool = False,
+    ) -> AsyncIterator[Event]:
+        """The EventLog from its start, or from `cursor`; with `follow`, what is new, for ever.
+
+        `kinds`: job, job.deleted, session, batch_job, site. `final`: only ends of Jobs.
+        """
+        return self._engine.events(
+            follow=follow, cursor=cursor, filters=drafts.event_filters(kinds, jobs, final)
+        )
+
+    def changes(self, jobs: Iterable[drafts.HasId | str]) -> AsyncIterator[Event]:
+        """Each Job's present state (as an Event of `seq` 0), then its changes, until all have ended."""
+        return self._engine.changes(drafts.ids_of(jobs))
+
+    async def sites(self) -> list[SiteView]:
+        """The Sites, with whether their agents are heard."""
+        return await self.admin.sites()
+
+    async def site_names(self) -> dict[str, str]:
+        """Each Site's name by its id: Jobs, Apps and counts name Sites by their ids."""
+        return await self._engine.site_names()
+
+    async def apps(self, site: str | None = None) -> list[AppView]:
+        """The Apps that Sites offer, with their parameters."""
+        return await self.admin.apps(site)
+
+    async def counts(self) -> list[tuple[str, str, str, int]]:
+        """How many Jobs are in each (site, app, state); site "" while none is chosen."""
+        return await self.admin.counts()
+
+    def _handle(self, view: JobView) -> AsyncJob:
+        job = AsyncJob(self._engine, view.id)
+        job._learn(view)
+        return job

@@ -1,0 +1,160 @@
+"""From drafts to signed requests: resolve, encode once, sign, cut to the Hub's limits.
+
+A spec is encoded once; those bytes are what is hashed, signed, sent and stored. Jobs that do not depend
+on each other travel 1 000 a request, so that a few requests can be on their way at once. Jobs that do
+travel together, up to 10 000: all of such a request is created or none; larger graphs are cut in
+topological order and sent one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import msgspec
+
+from chappe.core import limits
+from chappe.core.dag import check_acyclic
+from chappe.core.jobs import JobSpec, check_envelope, decode_spec
+from chappe.link.keys import SigningKey
+from chappe.link.signing import make_submissions
+from chappe.sdk.drafts import Draft, Template
+from chappe.sdk.errors import Invalid, TooLarge
+from chappe.wire.jobs import CreateJobs, NewJob
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Groups of drafts, one request each; `in_order` when a group needs those before it."""
+
+    groups: list[list[Draft]]
+    in_order: bool
+
+
+class Context(msgspec.Struct, frozen=True):
+    """What turns names into ids and bytes into signed bytes. `sites` maps names and ids to ids."""
+
+    project: str
+    sites: Mapping[str, str]
+    key: SigningKey
+    not_after: float
+
+
+def plan(drafts: Sequence[Draft]) -> Plan:
+    """Cut drafts into requests. Raises Invalid when they depend on each other in a circle."""
+    by_id = {draft.id: draft for draft in drafts}
+    if any(parent in by_id for draft in by_id.values() for parent in draft.template.parents):
+        ordered = [by_id[one] for one in _topological(by_id)]
+        return Plan(list(_cut(ordered, limits.JOBS_PER_REQUEST)), in_order=True)
+    return Plan(list(_cut(list(by_id.values()), limits.JOBS_PER_SUBMISSION)), in_order=False)
+
+
+def encode(group: Sequence[Draft], context: Context) -> list[bytes]:
+    """The bodies of `POST /v1/jobs` that create a group: one, or more where it is too many bytes."""
+    specs = _specs(group, context)
+    jobs = [
+        NewJob(msgspec.Raw(spec), draft.template.envelope, *divmod(i, limits.JOBS_PER_SUBMISSION))
+        for i, (draft, spec) in enumerate(zip(group, specs, strict=True))
+    ]
+    submissions = make_submissions(context.key, context.project, specs, context.not_after)
+    body = _encoder.encode(CreateJobs(jobs, submissions))
+    if len(body) <= limits.BODY_BYTES:
+        return [body]
+    if len(group) == 1:
+        raise TooLarge(
+            f"a job of {len(body)} bytes cannot be sent: put data in files", field="parameters"
+        )
+    half = len(group) // 2
+    return [*encode(group[:half], context), *encode(group[half:], context)]
+
+
+def _specs(group: Sequence[Draft], context: Context) -> list[bytes]:
+    """Each draft's spec as the bytes that are signed. The first of each template is checked here."""
+    resolved: dict[int, tuple[str, ...]] = {}
+    specs: list[bytes] = []
+    for draft in group:
+        t = draft.template
+        sites = resolved.get(id(t))
+        spec = JobSpec(
+            draft.id,
+            context.project,
+            _sites(t, context) if sites is None else sites,
+            t.app,
+            t.command,
+            draft.name,
+            draft.parameters,
+            t.workdir,
+            t.env,
+            t.resources,
+            t.retries,
+            t.parents,
+            t.on_parent_failure,
+            t.takeover_s,
+            t.not_before,
+        )
+        raw = _encode_spec(spec)
+        if sites is None:
+            decode_spec(raw)
+            check_envelope(t.envelope)
+            resolved[id(t)] = spec.sites
+        specs.append(raw)
+    return specs
+
+
+def _encode_spec(spec: JobSpec) -> bytes:
+    try:
+        return _encoder.encode(spec)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise Invalid(
+            f"the parameters or options of job {spec.name or spec.id} are not plain data: {e}",
+            field="parameters",
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: NumPy numbers and arrays, and paths, which scientists have at hand."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {value!r:.60}")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
+
+
+def _sites(template: Template, context: Context) -> tuple[str, ...]:
+    found = []
+    for name in template.sites:
+        site = context.sites.get(name)
+        if site is None:
+            # Only names are listed: a known id stands beside its name in the mapping.
+            known = ", ".join(sorted(n for n, i in context.sites.items() if n != i)) or "none yet"
+            raise Invalid(f"there is no site {name!r} (there are: {known})", field="sites")
+        found.append(site)
+    return tuple(found)
+
+
+def _cut(drafts: list[Draft], most: int) -> Iterator[list[Draft]]:
+    for start in range(0, len(drafts), most):
+        yield drafts[start : start + most]
+
+
+def _topological(by_id: Mapping[str, Draft]) -> list[str]:
+    """Ids with every parent before its children, else as given."""
+    parents = {
+        one: [p for p in draft.template.parents if p in by_id] for one, draft in by_id.items()
+    }
+    check_acyclic(parents)
+    waiting = {one: len(ps) for one, ps in parents.items()}
+    children: dict[str, list[str]] = {}
+    for one, ps in parents.items():
+        for parent in ps:
+            children.setdefault(parent, []).append(one)
+    ordered = [one for one, n in waiting.items() if n == 0]
+    for one in ordered:  # grows while it is read: each id enters when its last parent is in
+        for child in children.get(one, ()):
+            waiting[child] -= 1
+            if waiting[child] == 0:
+                ordered.append(child)
+    return ordered

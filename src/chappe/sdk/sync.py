@@ -1,0 +1,313 @@
+"""The synchronous face: `Client`, its Apps and its Jobs, for scripts and notebooks.
+
+Each method runs its asynchronous counterpart on the client's background loop; several threads may use
+one client.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack, overload
+
+from chappe.sdk import acts, config, drafts
+from chappe.sdk.drafts import Draft, Options
+from chappe.sdk.engine import Engine, Where, filter_of
+from chappe.sdk.errors import Invalid, error_of
+from chappe.sdk.handles import AppHandle, JobHandle
+from chappe.sdk.loop import Loop
+from chappe.sdk.progress import Progress
+from chappe.sdk.results import ResultFile
+from chappe.sdk.sync_admin import SyncAdmin
+from chappe.wire.events import Event
+from chappe.wire.jobs import JobView, Why
+from chappe.wire.sites import AppView, SiteView
+
+T = TypeVar("T")
+
+
+class Job(JobHandle):
+    """A Job that was submitted. Its methods speak with the Hub; its attributes say what was last heard."""
+
+    __slots__ = ("_client",)
+
+    def __init__(self, client: Client, id: str, name: str = "") -> None:
+        super().__init__(id, name)
+        self._client = client
+
+    def refresh(self) -> JobView:
+        """Read the Job, and return all that the Hub shows of it."""
+        view = self._client._run(self._client._engine.view(self.id))
+        self._learn(view)
+        return view
+
+    def wait(self, timeout_s: float | None = None) -> Self:
+        """Return once it has ended, in whatever way. Raises WaitTimeout after `timeout_s`."""
+        for _job in self._client.as_completed([self], timeout_s):
+            pass
+        return self
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """Wait, then return the result as a Python value (see ResultFile.decode), None without one.
+
+        Raises JobFailed, with the tail of stderr, or JobCancelled.
+        """
+        found = self.result_file(timeout_s)
+        return None if found is None else found.decode()
+
+    def result_file(self, timeout_s: float | None = None) -> ResultFile | None:
+        """Wait, then return the result as it is, None without one. Raises as `result` does."""
+        if not self.done:
+            self.wait(timeout_s)
+        if not self.ok:
+            raise error_of(self.refresh())
+        if self.outcome is None or self.outcome.result_sha256 is None:
+            return None
+        return self._client._run(self._client._engine.result(self.id))
+
+    def cancel(self) -> str:
+        """Cancel it: `cancelled` at once, `cancelling` while its pilot ends it, `finished` too late."""
+        return self._client._run(acts.one(self._client._engine, "cancel", self.id))
+
+    def retry(self) -> None:
+        """Run a failed or cancelled Job again, signed anew where its signature allows no more.
+
+        Raises Conflict when it has not ended, or has succeeded.
+        """
+        self._client._run(acts.one(self._client._engine, "retry", self.id))
+        self.refresh()
+
+    def delete(self) -> None:
+        """Remove a Job that has ended. Raises Conflict when it has not."""
+        self._client._run(acts.one(self._client._engine, "delete", self.id))
+
+    def events(self) -> list[Event]:
+        """All Events of the Job, oldest first."""
+        return self._client._run(self._client._engine.job_events(self.id))
+
+    def why(self) -> Why:
+        """Exactly what it waits for."""
+        return self._client._run(self._client._engine.why(self.id))
+
+
+class App(AppHandle):
+    """An App at one Site or several; see AppHandle for `options` and drafting."""
+
+    def __init__(self, client: Client, template: drafts.Template) -> None:
+        super().__init__(template)
+        self._client = client
+
+    def submit(self, parameters: Mapping[str, Any] | None = None, /, **named: Any) -> Job:
+        """Run one Job. Keywords (or one mapping) are the App's parameters."""
+        return self._client.submit(self(parameters, **named))
+
+    def map(
+        self, parameters: Iterable[Mapping[str, Any]], *, names: Iterable[str] | None = None
+    ) -> list[Job]:
+        """Run one Job for each set of parameters, in few requests; `names` names them in turn."""
+        return self._client.submit(drafts.many(self._template, parameters, names))
+
+
+class Client:
+    """A connection to a Hub: `client = chappe.Client()`, or `with chappe.Client() as client: …`.
+
+    Without arguments it is configured by `$CHAPPE_CONFIG` or `~/.config/chappe/client.json`. `url` and
+    `token` name another Hub; `ca_file` the certificate to trust; `key` the file of the signing key.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str | None = None,
+        token: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        project: str | None = None,
+        key: str | os.PathLike[str] | None = None,
+        config_file: str | os.PathLike[str] | None = None,
+    ) -> None:
+        settings = config.load(
+            url=url, token=token, ca_file=ca_file, project=project, key=key, config=config_file
+        )
+        self._loop = Loop()
+        # Also when a client is simply dropped, or the interpreter ends.
+        self._finalizer = weakref.finalize(self, self._loop.close)
+        self._engine = self._run(_make(settings))
+        self._loop.at_close = self._engine.aclose
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections and the background thread. Jobs go on. Idempotent."""
+        self._finalizer()
+
+    @property
+    def admin(self) -> SyncAdmin:
+        """Sites, allocations, Sessions and tokens."""
+        return SyncAdmin(self._loop, self._engine.admin)
+
+    def app(
+        self,
+        name: str,
+        *,
+        site: str | None = None,
+        sites: Sequence[str] = (),
+        version: str | None = None,
+    ) -> App:
+        """An App at a Site, or at whichever of several has room first. Sends nothing."""
+        where = drafts.one_or_more(site, sites)
+        return App(self, drafts.template(where, app=name, version=version))
+
+    @overload
+    def submit(self, jobs: Draft) -> Job: ...
+    @overload
+    def submit(self, jobs: Iterable[Draft]) -> list[Job]: ...
+    def submit(self, jobs: Draft | Iterable[Draft]) -> Job | list[Job]:
+        """Submit drafts, signed. A graph of up to 10 000 Jobs is created all or none.
+
+        Independent Jobs travel 1 000 a request; after an error, submitting the same drafts again
+        creates what is missing and nothing twice.
+        """
+        if isinstance(jobs, Draft):
+            return self.submit([jobs])[0]
+        some = list(jobs)
+        self._run(self._engine.submit(some))
+        return [Job(self, draft.id, draft.name) for draft in some]
+
+    def run(
+        self, site: str | Sequence[str], argv: Sequence[str], **options: Unpack[Options]
+    ) -> Job:
+        """Run one command (a list of arguments; no shell) at a Site that trusts your key."""
+        template = drafts.template(site, command=argv).with_options(options)
+        return self.submit(Draft(template, {}))
+
+    def job(self, id: str) -> Job:
+        """A Job by its id or an unambiguous beginning of it. Raises NotFound or Ambiguous."""
+        return self._handle(self._run(self._engine.find(id)))
+
+    def jobs(self, **where: Unpack[Where]) -> Iterator[Job]:
+        """The Jobs that match all conditions (see Where), newest first; all without any."""
+        return (self._handle(view) for view in self.views(**where))
+
+    def views(self, **where: Unpack[Where]) -> Iterator[JobView]:
+        """As `jobs`, with all that the Hub shows in lists: times, tags, outcome."""
+        condition = filter_of(**where)
+        for page in self._loop.iterate(lambda: self._engine.pages(condition)):
+            yield from page
+
+    def as_completed(self, jobs: Iterable[Job], timeout_s: float | None = None) -> Iterator[Job]:
+        """Each Job once, as it ends. Raises WaitTimeout after `timeout_s`."""
+        by_id = {job.id: job for job in jobs}
+        ids = list(by_id)
+        for ended in self._loop.iterate(lambda: self._engine.watch(ids, timeout_s)):
+            job = by_id[ended.id]
+            job._learn(ended)
+            yield job
+
+    def wait_all(
+        self, jobs: Iterable[Job], timeout_s: float | None = None, *, progress: bool = False
+    ) -> list[Job]:
+        """Return the Jobs once all have ended, in whatever way; look at their `ok`.
+
+        `progress` draws a bar on stderr, where that is a terminal or a notebook.
+        """
+        some = list(jobs)
+        with Progress(len(set(some)), shown=progress) as bar:
+            for job in self.as_completed(some, timeout_s):
+                bar.ended(job.phase)
+        return some
+
+    def cancel(self, **where: Unpack[Where]) -> dict[str, int]:
+        """Cancel all Jobs that match (at least one condition); returns how many of each verdict."""
+        return self._run(acts.many(self._engine, "cancel", filter_of(**where)))
+
+    def delete(self, **where: Unpack[Where]) -> dict[str, int]:
+        """Delete those of the matching Jobs that have ended; returns how many of each verdict."""
+        return self._run(acts.many(self._engine, "delete", filter_of(**where)))
+
+    def retry(self, **where: Unpack[Where]) -> dict[str, int]:
+        """Run matching Jobs again that failed or were cancelled; returns how many of each verdict."""
+        return self._run(acts.many(self._engine, "retry", filter_of(**where)))
+
+    def events(
+        self,
+        *,
+        follow: bool = False,
+        cursor: str | None = None,
+        kinds: Sequence[str] = (),
+        jobs: Sequence[drafts.HasId | str] = (),
+        final: bool = False,
+    ) -> Iterator[Event]:
+        """The EventLog from its start, or from `cursor`; with `follow`, what is new, for ever.
+
+        `kinds`: job, job.deleted, session, batch_job, site. `final`: only ends of Jobs.
+        """
+        filters = drafts.event_filters(kinds, jobs, final)
+        return self._loop.iterate(
+            lambda: self._engine.events(follow=follow, cursor=cursor, filters=filters)
+        )
+
+    def changes(self, jobs: Iterable[drafts.HasId | str]) -> Iterator[Event]:
+        """Each Job's present state (as an Event of `seq` 0), then its changes, until all have ended."""
+        ids = drafts.ids_of(jobs)
+        return self._loop.iterate(lambda: self._engine.changes(ids))
+
+    def sites(self) -> list[SiteView]:
+        """The Sites, with whether their agents are heard."""
+        return self.admin.sites()
+
+    def site_names(self) -> dict[str, str]:
+        """Each Site's name by its id: Jobs, Apps and counts name Sites by their ids."""
+        return self._run(self._engine.site_names())
+
+    def apps(self, site: str | None = None) -> list[AppView]:
+        """The Apps that Sites offer, with their parameters."""
+        return self.admin.apps(site)
+
+    def counts(self) -> list[tuple[str, str, str, int]]:
+        """How many Jobs are in each (site, app, state); site "" while none is chosen."""
+        return self.admin.counts()
+
+    def _handle(self, view: JobView) -> Job:
+        job = Job(self, view.id)
+        job._learn(view)
+        return job
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run(work)
+
+
+def as_completed(jobs: Iterable[Job], timeout_s: float | None = None) -> Iterator[Job]:
+    """Each Job once, as it ends: `for job in chappe.as_completed(jobs): …`. See Client.as_completed."""
+    some = list(jobs)
+    return _client_of(some).as_completed(some, timeout_s) if some else iter(())
+
+
+def wait_all(
+    jobs: Iterable[Job], timeout_s: float | None = None, *, progress: bool = False
+) -> list[Job]:
+    """Return the Jobs once all have ended, in whatever way. See Client.wait_all."""
+    some = list(jobs)
+    return _client_of(some).wait_all(some, timeout_s, progress=progress) if some else []
+
+
+def _client_of(jobs: Sequence[Job]) -> Client:
+    clients = {id(job._client): job._client for job in jobs}
+    if len(clients) > 1:
+        raise Invalid("these jobs belong to different clients: wait for each client's jobs apart")
+    return jobs[0]._client
+
+
+async def _make(settings: config.Settings) -> Engine:
+    """The engine belongs to the loop that it is made on."""
+    return Engine(settings)
