@@ -1,0 +1,18 @@
+"""Adapters to batch systems: what a Site asks of the machine's own scheduler, as text."""
+
+from __future__ import annotations
+
+from chappe.core.errors import Invalid
+from chappe.site.schedulers.base import Scheduler
+from chappe.site.schedulers.local import Local
+
+KINDS = ("local",)
+
+
+def make(kind: str, records: str) -> Scheduler:
+    """The adapter called `kind`; `records` is a directory that it may use. Raises Invalid."""
+    if kind == "local":
+        return Local(records)
+    raise Invalid(
+        f"there is no scheduler {kind!r} (there is: {', '.join(KINDS)})", field="scheduler.kind"
+    )
