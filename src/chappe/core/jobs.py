@@ -113,6 +113,8 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     priority: int = 0
 
 
+_DEFAULT_RESOURCES = Resources()
+_DEFAULT_RETRIES = Retries()
 _spec_decoder = msgspec.json.Decoder(JobSpec)
 
 
@@ -158,9 +160,19 @@ def check_spec(spec: JobSpec) -> None:
         _check_command(spec.command)
     if spec.workdir:
         check_relative(spec.workdir, "workdir")
-    _check_resources(spec.resources)
-    _check_retries(spec)
-    _check_env(spec.env)
+    # Most Jobs keep the defaults, and a request may hold 10 000.
+    if spec.resources != _DEFAULT_RESOURCES:
+        _check_resources(spec.resources)
+    if spec.retries != _DEFAULT_RETRIES:
+        _check_retries(spec.retries)
+    _check_times(spec)
+    if spec.env:
+        _check_env(spec.env)
+    if spec.parents:
+        _check_parents(spec)
+
+
+def _check_parents(spec: JobSpec) -> None:
     if len(spec.parents) > limits.PARENTS_PER_JOB:
         raise TooLarge(
             f"{len(spec.parents)} parents, the limit is {limits.PARENTS_PER_JOB}: "
@@ -213,14 +225,17 @@ def _check_resources(r: Resources) -> None:
             )
 
 
-def _check_retries(spec: JobSpec) -> None:
-    if not 0 <= spec.retries.max < limits.ATTEMPTS_MAX:
+def _check_retries(retries: Retries) -> None:
+    if not 0 <= retries.max < limits.ATTEMPTS_MAX:
         raise Invalid(
-            f"retries.max is {spec.retries.max}, must be 0 to {limits.ATTEMPTS_MAX - 1}",
+            f"retries.max is {retries.max}, must be 0 to {limits.ATTEMPTS_MAX - 1}",
             field="retries.max",
         )
-    if not 0 <= spec.retries.backoff_s <= 86_400:
+    if not 0 <= retries.backoff_s <= 86_400:
         raise Invalid("backoff_s must be 0 to 86400 seconds", field="retries.backoff_s")
+
+
+def _check_times(spec: JobSpec) -> None:
     if spec.takeover_s is not None and not (
         limits.TAKEOVER_MIN_S <= spec.takeover_s <= limits.WALL_MAX_S
     ):

@@ -34,7 +34,7 @@ from chappe.store.catalog import Catalog
 from chappe.store.changes import settle
 from chappe.store.principal import Principal
 from chappe.store.rows import phase_of
-from chappe.store.tx import Tx, to_json
+from chappe.store.tx import Insert, Tx, to_json
 from chappe.wire.events import cursor_of
 from chappe.wire.jobs import CreateJobs, CreateReply, JobVerdict, NewJob
 from chappe.wire.submission import SIGNATURE_PREFIX, Statement, Submission
@@ -43,22 +43,13 @@ EXISTING = text("""
     SELECT job.id, job.n, job.phase, job.spec, job.envelope FROM json_each(:ids) v
     CROSS JOIN job ON job.project = :project AND job.id = v.value""")
 
-INSERT_JOBS = text("""
-    INSERT INTO job (n, project, id, state, phase, shape, priority, epoch, attempt, max_attempts,
-                     site, submission, idx, app, name, waiting_parents, policy, retries, takeover_s,
-                     not_before, created_at, changed_at, envelope, spec)
-    SELECT value->>0, :project, value->>1, value->>2, value->>3, value->>4, value->>5, 0, 0,
-           value->>6, value->>7, value->>8, value->>9, value->>10, value->>11, value->>12,
-           value->>13, value->>14, value->>15, value->>16, :now, :now, value->>17, value->>18
-    FROM json_each(:rows)""")
-
-INSERT_EDGES = text("""
-    INSERT INTO edge (child, parent, pos)
-    SELECT value->>0, value->>1, value->>2 FROM json_each(:rows)""")
-
-INSERT_TAGS = text("""
-    INSERT INTO tag (project, k, v, job)
-    SELECT :project, value->>0, value->>1, value->>2 FROM json_each(:rows)""")
+INSERT_JOBS = Insert(
+    "job",
+    "n project id state phase shape priority epoch attempt max_attempts site submission idx app name "
+    "waiting_parents policy retries takeover_s not_before created_at changed_at envelope spec",
+)
+INSERT_EDGES = Insert("edge", "child parent pos")
+INSERT_TAGS = Insert("tag", "project k v job")
 
 INSERT_SUBMISSION = text("""
     INSERT INTO submission (project, id, statement, sig, not_after)
@@ -389,7 +380,7 @@ def _insert(
     number = {job.spec.id: first + i for i, job in enumerate(fresh)}
     rows: list[tuple[Any, ...]] = []
     edges: list[tuple[int, int, int]] = []
-    tags: list[tuple[str, str, int]] = []
+    tags: list[tuple[int, str, str, int]] = []
     to_settle: list[int] = []
     waiting: dict[int, int] = {}
     counts: dict[tuple[int, str, str], int] = {}
@@ -407,17 +398,16 @@ def _insert(
         not_before = spec.not_before if spec.not_before and spec.not_before > tx.now else None
         rows.append(_row(tx, p, n, job, state, shape.n, submissions, open_parents, not_before))
         tx.event(p.project_n, "job", n, None, state)
-        key = (rows[-1][7] or 0, rows[-1][10] or "", state)
+        key = (rows[-1][10] or 0, rows[-1][13] or "", state)
         counts[key] = counts.get(key, 0) + 1
         if not_before is not None:
             tx.effects.due = True
         elif state is State.PREPROCESSED:
             waiting[shape.n] = waiting.get(shape.n, 0) + 1
-        tags += [(k, v, n) for k, v in job.envelope.tags.items()]
-    tx.write(INSERT_JOBS, rows=to_json(rows), project=p.project_n, now=tx.now)
-    tx.write_rows(INSERT_EDGES, edges)
-    if tags:
-        tx.write(INSERT_TAGS, rows=to_json(tags), project=p.project_n)
+        tags += [(p.project_n, k, v, n) for k, v in job.envelope.tags.items()]
+    tx.insert(INSERT_JOBS, rows)
+    tx.insert(INSERT_EDGES, edges)
+    tx.insert(INSERT_TAGS, tags)
     for (site, app, counted), many in counts.items():
         tx.count(p.project_n, site, app, counted, many)
     for shape_n, many in waiting.items():
@@ -444,11 +434,14 @@ def _row(
     policy = spec.on_parent_failure
     return (
         n,
+        p.project_n,
         spec.id,
         state,
         phase_of(state),
         shape_n,
         job.envelope.priority,
+        0,
+        0,
         job.max_attempts,
         site,
         None if job.submission is None else submissions[job.submission],
@@ -460,6 +453,8 @@ def _row(
         None if spec.retries == _DEFAULT_RETRIES else to_json(spec.retries),
         spec.takeover_s,
         not_before,
+        tx.now,
+        tx.now,
         job.envelope_text,
         job.text,
     )

@@ -41,7 +41,8 @@ JOB_VIEWS = text("""
 JOB_N = text("SELECT n FROM job WHERE project = :project AND id = :id AND phase <> 'deleted'")
 
 PARENTS = text("""
-    SELECT e.pos, p.id, p.name, p.state, site.id AS site, site.name AS site_name, p.app, p.attempt, p.epoch, p.spec, p.phase,
+    SELECT e.pos, p.id, p.name, p.state, site.id AS site, site.name AS site_name,
+           p.app, p.attempt, p.epoch, p.spec, p.phase,
            r.sha256, r.media, app.view
     FROM edge e JOIN job p ON p.n = e.parent LEFT JOIN site ON site.n = p.site
          LEFT JOIN app ON app.site = p.site AND app.name = p.app

@@ -19,11 +19,23 @@ from chappe.core.leases import Decision, Outcome
 from chappe.core.shapes import Shape, shape_key
 from chappe.store.catalog import Catalog, ShapeEntry
 
-INSERT_EVENTS = text("""
-    INSERT INTO event (project, seq, kind, job, old, new, attempt, epoch, occurred_at, received_at, data)
-    SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5,
-           value->>6, value->>7, value->>8, value->>9, value->>10
-    FROM json_each(:rows)""")
+
+class Insert:
+    """Many rows into one table, in the order of `columns`.
+
+    The one place where the driver's executemany is used: it binds the rows of one prepared statement in
+    5 µs a Job, where a set-wise INSERT … SELECT from json_each takes 10. Updates are the other way round.
+    """
+
+    def __init__(self, table: str, columns: str) -> None:
+        names = columns.split()
+        marks = ", ".join("?" * len(names))
+        self.sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})"
+
+
+INSERT_EVENTS = Insert(
+    "event", "project seq kind job old new attempt epoch occurred_at received_at data"
+)
 
 ADD_COUNTS = text("""
     INSERT INTO counter (project, site, app, state, count)
@@ -87,6 +99,12 @@ class Tx:
     def write_rows(self, sql: TextClause, rows: Sequence[Any]) -> Sequence[Any]:
         """One set-wise statement over `rows` (given to it as JSON under `:rows`)."""
         return self.write(sql, rows=to_json(rows)) if rows else ()
+
+    def insert(self, into: Insert, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert rows, in one call of the driver."""
+        if rows:
+            self.dirty = True
+            self.conn.exec_driver_sql(into.sql, rows)
 
     # -- facts -------------------------------------------------------------------------------------
 
@@ -190,7 +208,7 @@ class Tx:
         """Write what was gathered. Called once, just before COMMIT."""
         if not self.dirty:
             return
-        self.write_rows(INSERT_EVENTS, self._events)
+        self.insert(INSERT_EVENTS, self._events)
         counts = [(*key, n) for key, n in self._counts.items() if n]
         self.write_rows(ADD_COUNTS, counts)
         self.write_rows(SET_WAITING, [(n, self.catalog.shapes[n].waiting) for n in self._shapes])
