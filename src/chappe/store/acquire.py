@@ -16,6 +16,7 @@ from sqlalchemy import text
 from chappe.core import limits
 from chappe.core.shapes import Capacity, Room, misfit
 from chappe.store.catalog import ShapeEntry
+from chappe.store.jobrow import COLUMNS, WIDTH, to_row
 from chappe.store.principal import Principal
 from chappe.store.tables import WAITS
 from chappe.store.tx import Tx, to_json
@@ -35,8 +36,8 @@ LEASE = text("""
     UPDATE job SET session = :session, granted_request = :request, site = :site, epoch = epoch + 1
     WHERE n IN (SELECT value FROM json_each(:ns))""")
 
-GRANTED = text("""
-    SELECT job.id, job.epoch, job.attempt, job.spec, s.id AS submission, job.idx, job.priority
+GRANTED = text(f"""
+    SELECT {COLUMNS}, job.spec, s.id AS submission_id, job.idx, job.priority
     FROM json_each(:ns) v CROSS JOIN job ON job.n = v.value LEFT JOIN submission s ON s.n = job.submission
     ORDER BY v.key""")
 
@@ -114,9 +115,21 @@ def fill_grants(tx: Tx, ns: list[int], req: SyncRequest, reply: SyncReply) -> No
     if not ns:
         return
     numbers = to_json(ns)
-    for id, epoch, attempt, spec, submission, idx, priority in tx.read(GRANTED, ns=numbers):
+    for found in tx.read(GRANTED, ns=numbers):
+        row = to_row(found)
+        held = tx.catalog.leases[found.session]
+        held.setdefault(row.id, row)
+        spec, submission, idx, priority = found[WIDTH:]
         reply.grants.append(
-            Grant(id, epoch, attempt + 1, msgspec.Raw(spec.encode()), submission, idx, priority)
+            Grant(
+                row.id,
+                row.epoch,
+                row.attempt + 1,
+                msgspec.Raw(spec.encode()),
+                submission,
+                idx,
+                priority,
+            )
         )
     have = set(req.have_submissions)
     for id, statement, sig in tx.read(SUBMISSIONS, ns=numbers):

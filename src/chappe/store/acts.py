@@ -23,8 +23,9 @@ from chappe.store.create import (
     insert_submissions,
     prepare_submission,
 )
+from chappe.store.jobrow import JobRow
 from chappe.store.principal import Principal
-from chappe.store.rows import JobRow, rows_by_id, rows_by_n
+from chappe.store.rows import rows_by_id, rows_by_n
 from chappe.store.select import where
 from chappe.store.tables import job
 from chappe.store.tx import Tx, to_json
@@ -92,6 +93,7 @@ def cancel(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
             if decision is None:
                 codes[row.n] = "cancelling"
                 pending.append(row.n)
+                row.cancel_at = row.cancel_at or tx.now
             else:
                 codes[row.n] = "cancelled"
                 changes.append(Change(row, decision))

@@ -1,4 +1,4 @@
-"""What the writer keeps in memory: Sites, Apps with compiled validators, Shapes with their counts, seqs.
+"""What the writer keeps in memory: Sites, Apps, Shapes with their counts, leases, seqs.
 
 It is a cache of rows, changed only on the writer's thread, and read anew from the store after any
 rollback, so it can never differ from what is committed for longer than one transaction.
@@ -6,6 +6,7 @@ rollback, so it can never differ from what is committed for longer than one tran
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,7 +14,10 @@ from sqlalchemy import Connection, text
 
 from chappe.core.parameters import Validator, compile_validator
 from chappe.core.shapes import Shape
+from chappe.store.jobrow import COLUMNS, JobRow, to_row
 from chappe.wire.sites import AppView
+
+LEASED = text(f"SELECT {COLUMNS} FROM job WHERE session IS NOT NULL")
 
 
 @dataclass(slots=True)
@@ -58,6 +62,8 @@ class Catalog:
     site_by_id: dict[tuple[int, str], SiteEntry]
     shapes: dict[int, ShapeEntry]
     shape_by_key: dict[tuple[int, Shape], ShapeEntry]
+    #: What each Session holds, by Job id: a sync of 4 000 held Jobs must not read 4 000 rows.
+    leases: defaultdict[int, dict[str, JobRow]]
 
     def add_site(self, entry: SiteEntry) -> None:
         """Take a new Site up."""
@@ -85,10 +91,20 @@ def app_entry(view: AppView) -> AppEntry:
 
 
 def load(conn: Connection) -> Catalog:
-    """Read the whole cache: a few thousand small rows at most, never Jobs."""
+    """Read the whole cache: small tables, and of the Jobs only those that are leased."""
     hub = conn.execute(text("SELECT incarnation, commit_no, next_job FROM hub")).one()
     projects = conn.execute(text("SELECT n, next_seq FROM project"))
-    catalog = Catalog(hub[0], hub[1], hub[2], {row[0]: row[1] for row in projects}, {}, {}, {}, {})
+    catalog = Catalog(
+        hub[0],
+        hub[1],
+        hub[2],
+        {row[0]: row[1] for row in projects},
+        {},
+        {},
+        {},
+        {},
+        defaultdict(dict),
+    )
     for row in conn.execute(text("SELECT n, project, id, name FROM site")):
         catalog.add_site(SiteEntry(*row))
     for site_n, view in conn.execute(text("SELECT site, view FROM app")):
@@ -99,4 +115,7 @@ def load(conn: Connection) -> Catalog:
     ):
         shape = msgspec.json.decode(body, type=Shape)
         catalog.add_shape(ShapeEntry(n, project, shape, waiting))
+    for found in conn.execute(LEASED):
+        leased = to_row(tuple(found))
+        catalog.leases[found.session][leased.id] = leased
     return catalog

@@ -16,7 +16,8 @@ from chappe.core.dag import after_parents
 from chappe.core.jobs import ParentPolicy
 from chappe.core.leases import Decision, Outcome, Reason, Step
 from chappe.core.states import FINAL, RUNNABLE, State
-from chappe.store.rows import JobRow, phase_of, rows_by_n
+from chappe.store.jobrow import JobRow, phase_of
+from chappe.store.rows import rows_by_n
 from chappe.store.tx import Tx, to_json
 
 UPDATE_JOBS = text("""
@@ -85,8 +86,9 @@ def apply(tx: Tx, changes: Sequence[Change]) -> None:
         )
         row.state, row.phase = decision.state, phase_of(decision.state)
         row.attempt, row.site, row.not_before = decision.attempt, site, decision.not_before
-        if decision.release:
-            row.session = None
+        if decision.release and row.session is not None:
+            del tx.catalog.leases[row.session][row.id]
+            row.session = row.granted_request = row.cancel_at = None
         if row.waits != was_waiting:
             tx.waiting(row.shape, 1 if row.waits else -1)
         if decision.not_before is not None:
@@ -105,7 +107,9 @@ def release(tx: Tx, rows: Iterable[JobRow]) -> None:
         site = _site_if_fixed(tx, row)
         if site != row.site:
             _move_count(tx, row, site)
-        row.session, row.site = None, site
+        if row.session is not None:
+            del tx.catalog.leases[row.session][row.id]
+        row.session, row.granted_request, row.site = None, None, site
         updates.append((row.n, site))
         if row.waits:
             tx.waiting(row.shape, 1)

@@ -32,8 +32,8 @@ from chappe.core.shapes import Shape, shape_of
 from chappe.core.states import State
 from chappe.store.catalog import Catalog
 from chappe.store.changes import settle
+from chappe.store.jobrow import phase_of
 from chappe.store.principal import Principal
-from chappe.store.rows import phase_of
 from chappe.store.tx import Insert, Tx, to_json
 from chappe.wire.events import cursor_of
 from chappe.wire.jobs import CreateJobs, CreateReply, JobVerdict, NewJob

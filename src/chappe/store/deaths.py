@@ -7,7 +7,6 @@ from sqlalchemy import text
 from chappe.core import leases
 from chappe.core.leases import Reason
 from chappe.store.changes import Change, apply
-from chappe.store.rows import BY_SESSION, to_rows
 from chappe.store.tx import Tx, to_json
 
 BURY_SESSION = text(
@@ -25,8 +24,9 @@ def session_dead(tx: Tx, session_n: int, reason: Reason, message: str) -> None:
     if not buried:
         return
     id, project = buried[0]
-    rows = to_rows(tx.read(BY_SESSION, session=session_n))
+    rows = list(tx.catalog.leases[session_n].values())
     apply(tx, [Change(row, leases.death(row.held(), reason, tx.now, message)) for row in rows])
+    del tx.catalog.leases[session_n]
     for (prefix,) in tx.write(REVOKE, session=session_n, now=tx.now):
         tx.effects.revoked.add(prefix)
     tx.effects.kill.add(id)

@@ -17,8 +17,9 @@ from chappe.core.leases import Decision, Outcome, Reason, Verdict
 from chappe.core.states import FINAL, RUNNABLE, State
 from chappe.store.acquire import acquire_grants, fill_grants
 from chappe.store.changes import Change, apply, release
+from chappe.store.jobrow import JobRow
 from chappe.store.principal import Principal
-from chappe.store.rows import BY_ID, BY_SESSION, SESSION, JobRow, to_rows
+from chappe.store.rows import BY_ID, SESSION, to_rows
 from chappe.store.tx import Tx, to_json
 from chappe.wire.sync import (
     JobEpoch,
@@ -56,12 +57,11 @@ def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
     if req.seen > (tx.catalog.incarnation, tx.catalog.commit_no):
         # It was shown a later past than ours: this store is an older copy. Begin a new incarnation.
         tx.renumber(max(req.seen[0], tx.catalog.incarnation) + 1)
-    rows = to_rows(tx.read(BY_SESSION, session=session.n))
+    by_id = tx.catalog.leases[session.n]
     if session.incarnation != tx.catalog.incarnation:
-        rows = _reconcile(tx, p, session, req, rows)
+        _reconcile(tx, p, session, req, by_id)
     elif req.request_no <= session.last_request:
-        return _repeat(tx, p, session, req, rows)
-    by_id = {row.id: row for row in rows}
+        return _repeat(tx, session, req, by_id)
     verdicts, last_report = _apply_reports(tx, session.last_report, req, by_id)
     _take_back(tx, req, by_id)
     tx.write(
@@ -82,7 +82,7 @@ def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
 def acquire(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
     """The rest of a sync that found nothing to say and waited: what there is to say now."""
     session = _session(tx, p, req)
-    by_id = {row.id: row for row in to_rows(tx.read(BY_SESSION, session=session.n))}
+    by_id = tx.catalog.leases[session.n]
     reply = _reply(tx, session, req, by_id, [])
     if session.last_request == req.request_no and not reply.kill and not reply.drain:
         acquire_grants(tx, p, session, req, reply)
@@ -94,7 +94,7 @@ def store_result(
 ) -> None:
     """Keep the result of an attempt, before its end is reported. Repeating it is harmless."""
     found = tx.read(BY_ID, project=p.project_n, ids=to_json([job_id]))
-    row = to_rows(found)[0] if found else None
+    row = to_rows(tx, found)[0] if found else None
     if row is None or row.session != p.session_n or row.epoch != epoch:
         if row is not None:
             kept = tx.read(RESULT, job=row.n, epoch=epoch)
@@ -156,9 +156,6 @@ def _apply_reports(
                     changes[report.job] = _merge(before, row, decided)
         verdicts.append(ReportVerdict(report.no, verdict))
     apply(tx, list(changes.values()))
-    for job in changes:
-        if by_id[job].session is None:
-            del by_id[job]
     return verdicts, last_report
 
 
@@ -232,8 +229,6 @@ def _take_back(tx: Tx, req: SyncRequest, by_id: dict[str, JobRow]) -> None:
         and held.get(row.id) != row.epoch
         and (row.granted_request or 0) <= req.answered
     ]
-    for row in back:
-        del by_id[row.id]
     give_back(tx, back)
 
 
@@ -282,35 +277,33 @@ def _reply(
     )
 
 
-def _repeat(tx: Tx, p: Principal, session: Any, req: SyncRequest, rows: list[JobRow]) -> SyncReply:
-    """The answer to a request that was applied already: its grants, read from the rows."""
-    by_id = {row.id: row for row in rows}
+def _repeat(tx: Tx, session: Any, req: SyncRequest, by_id: dict[str, JobRow]) -> SyncReply:
+    """The answer to a request that was applied already: its grants, from the rows."""
     verdicts = [ReportVerdict(r.no, Verdict.DUPLICATE) for r in req.reports]
     reply = _reply(tx, session, req, by_id, verdicts)
     if req.request_no == session.last_request:
         held = {(h.job, h.epoch) for h in req.held}
         again = [
-            row
-            for row in rows
+            row.n
+            for row in by_id.values()
             if row.granted_request == req.request_no
             and row.state in RUNNABLE
             and (row.id, row.epoch) not in held
         ]
-        fill_grants(tx, [row.n for row in again], req, reply)
+        fill_grants(tx, again, req, reply)
     return reply
 
 
 def _reconcile(
-    tx: Tx, p: Principal, session: Any, req: SyncRequest, rows: list[JobRow]
-) -> list[JobRow]:
+    tx: Tx, p: Principal, session: Any, req: SyncRequest, mine: dict[str, JobRow]
+) -> None:
     """After a restore: what the pilot holds is the truth about its Jobs.
 
     Held Jobs that the older rows think free are adopted at the higher epoch. Jobs that the rows think
     started here, and that it neither holds nor reports, ended in a past that was lost.
     """
-    mine = {row.id: row for row in rows}
     reported = {r.job for r in req.reports}
-    found = to_rows(tx.read(BY_ID, project=p.project_n, ids=to_json([h.job for h in req.held])))
+    found = to_rows(tx, tx.read(BY_ID, project=p.project_n, ids=to_json([h.job for h in req.held])))
     by_id = {row.id: row for row in found}
     adopt: list[tuple[int, int]] = []
     started: list[Change] = []
@@ -353,4 +346,3 @@ def _reconcile(
             for row in lost
         ],
     )
-    return [row for row in mine.values() if row.session == session.n]

@@ -183,12 +183,6 @@ job = Table(
     Index("ix_job_session", "session", sqlite_where=sa.text("session IS NOT NULL")),
     Index("ix_job_phase", "project", "phase", "n"),
     Index("ix_job_not_before", "not_before", sqlite_where=sa.text("not_before IS NOT NULL")),
-    Index(
-        "ix_job_takeover",
-        "session",
-        "takeover_s",
-        sqlite_where=sa.text("takeover_s IS NOT NULL AND session IS NOT NULL"),
-    ),
 )
 
 edge = Table(

@@ -8,7 +8,6 @@ from chappe.core import leases, limits
 from chappe.core.leases import Reason
 from chappe.store.changes import Change, apply
 from chappe.store.deaths import session_dead
-from chappe.store.rows import COLUMNS, to_rows
 from chappe.store.tx import Tx, to_json
 
 SILENCE = text("""
@@ -19,10 +18,6 @@ OPEN = text("SELECT n FROM session WHERE state <> 'dead'")
 
 HARD_ENDS = text("""
     SELECT n FROM session WHERE state <> 'dead' AND hard_end_at IS NOT NULL AND hard_end_at <= :limit""")
-
-TAKEOVERS = text(f"""
-    SELECT {COLUMNS} FROM job WHERE session IN (SELECT value FROM json_each(:sessions))
-    AND takeover_s IS NOT NULL AND session IS NOT NULL""")
 
 DUE = text("""
     UPDATE job SET not_before = NULL WHERE not_before IS NOT NULL AND not_before <= :now
@@ -65,16 +60,17 @@ def reap_hard_ends(tx: Tx) -> None:
 def takeovers(tx: Tx, heard_ago_s: dict[int, float]) -> None:
     """Jobs that opted into `takeover_s`, in Sessions (row number → seconds) not heard for so long."""
     late = {n: ago for n, ago in heard_ago_s.items() if ago > limits.TAKEOVER_MIN_S}
-    if not late:
-        return
-    rows = to_rows(tx.read(TAKEOVERS, sessions=to_json(list(late))))
+    rows = [
+        row
+        for n, ago in late.items()
+        for row in tx.catalog.leases[n].values()
+        if row.takeover_s is not None and leases.takeover_due(ago, row.takeover_s)
+    ]
     apply(
         tx,
         [
             Change(row, leases.death(row.held(), Reason.TAKEOVER, tx.now, "taken over"))
             for row in rows
-            if row.session is not None
-            and leases.takeover_due(late[row.session], row.takeover_s or 0)
         ],
     )
 

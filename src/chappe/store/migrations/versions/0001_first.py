@@ -159,13 +159,6 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("session IS NOT NULL"),
     )
-    op.create_index(
-        "ix_job_takeover",
-        "job",
-        ["session", "takeover_s"],
-        unique=False,
-        sqlite_where=sa.text("takeover_s IS NOT NULL AND session IS NOT NULL"),
-    )
     op.create_table(
         "project",
         sa.Column("n", sa.Integer(), nullable=False),
