@@ -1,0 +1,215 @@
+"""The book of BatchJobs: what the agent has promised, asked for and learned, safe from crashes.
+
+Entries go to an append-only crc'd file before the agent acts on them, and `Batch` is the fold of the
+entries of one BatchJob. The file is small, and is written anew when most of it is about BatchJobs that
+are over and reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from chappe.link.spool import SpoolCorrupt, SpoolWriter, set_aside
+from chappe.site.schedulers.base import OVER, Phase
+from chappe.wire.sites import BatchJobIntent
+
+log = structlog.get_logger()
+
+_COMPACT_BYTES = 256 * 1024
+
+
+class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
+    """A BatchJob was taken up. `kept`: we made it ourselves for `[pilot] keep`."""
+
+    id: str
+    intent: BatchJobIntent
+    session: str
+    kept: bool
+    at: float
+
+
+class Registered(msgspec.Struct, frozen=True, tag="registered"):
+    """The Hub knows the BatchJob and its Session, and the files in the Session's directory are written."""
+
+    id: str
+
+
+class Intended(msgspec.Struct, frozen=True, tag="intended"):
+    """The scheduler is about to be asked: from here on it may have the job."""
+
+    id: str
+
+
+class Submitted(msgspec.Struct, frozen=True, tag="submitted"):
+    """The scheduler has the job."""
+
+    id: str
+    scheduler_id: str
+
+
+class CancelAsked(msgspec.Struct, frozen=True, tag="cancel"):
+    """The Hub wants it ended."""
+
+    id: str
+
+
+class Said(msgspec.Struct, frozen=True, tag="said"):
+    """What the scheduler said, when it changed. An end is proof."""
+
+    id: str
+    phase: Phase
+    message: str
+    at: float
+
+
+class Buried(msgspec.Struct, frozen=True, tag="buried"):
+    """All that the dead pilot had to say has been said."""
+
+    id: str
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
+    """The Hub has taken the report of this state."""
+
+    id: str
+    state: str
+
+
+class Forgotten(msgspec.Struct, frozen=True, tag="forgotten"):
+    """Nothing is left to do."""
+
+    id: str
+
+
+Entry = (
+    Wanted | Registered | Intended | Submitted | CancelAsked | Said | Buried | Accepted | Forgotten
+)
+
+_encode = msgspec.json.Encoder().encode
+_decoder: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
+
+
+@dataclass
+class Batch:
+    """One BatchJob, as the entries tell it. Times are seconds since 1970."""
+
+    wanted: Wanted
+    registered: bool = False
+    intended: bool = False
+    scheduler_id: str | None = None
+    cancel: bool = False
+    phase: Phase = Phase.UNKNOWN
+    message: str = ""
+    ended_at: float | None = None
+    buried: bool = False
+    accepted: str = "requested"
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """The BatchJob's id."""
+        return self.wanted.id
+
+    @property
+    def session(self) -> str:
+        """Its Session's id."""
+        return self.wanted.session
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it runs or ever will."""
+        return self.phase in OVER
+
+    @property
+    def watched(self) -> bool:
+        """Whether the scheduler has it and has not said that it ended."""
+        return self.scheduler_id is not None and not self.over
+
+    @property
+    def state(self) -> str:
+        """Its state for the Hub: an end only when the dead pilot's word has been passed on."""
+        if self.over and self.buried:
+            return str(self.phase)
+        if self.phase is Phase.RUNNING or (self.over and self.intended):
+            return "running"
+        return "submitted" if self.scheduler_id is not None else "requested"
+
+    def apply(self, entry: Entry) -> None:
+        """Take one more entry into account."""
+        self.entries.append(entry)
+        match entry:
+            case Registered():
+                self.registered = True
+            case Intended():
+                self.intended = True
+            case Submitted():
+                self.scheduler_id = entry.scheduler_id
+            case CancelAsked():
+                self.cancel = True
+            case Said():
+                self.phase, self.message = entry.phase, entry.message
+                self.ended_at = entry.at if self.over else None
+            case Buried():
+                self.buried = True
+            case Accepted():
+                self.accepted = entry.state
+            case Wanted() | Forgotten():
+                pass
+
+
+class Book:
+    """The open book; `batches` by id, oldest first. Used from one task at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. What a corrupt file still says is kept; the file is set aside.
+
+        Raises OSError, SpoolFull.
+        """
+        self.batches: dict[str, Batch] = {}
+        self._compacted = 0
+        try:
+            self._spool = SpoolWriter(path)
+            found = self._spool.recovered
+        except SpoolCorrupt as e:
+            aside = set_aside(path)
+            log.critical("the book of batch jobs is damaged and was set aside", file=str(aside))
+            self._spool = SpoolWriter(path)
+            self._spool.append(e.records, sync=True)
+            found = e.records
+        for record in found:
+            self._apply(_decoder.decode(record))
+        if found is not self._spool.recovered:
+            # What is lost may be that the scheduler was called: it is asked before it is called again.
+            doubtful = [b for b in self.batches.values() if b.registered and not b.intended]
+            self.add(*(Intended(b.id) for b in doubtful))
+        self._compact()
+
+    def add(self, *entries: Entry) -> None:
+        """Write entries, durably, then apply them. Raises OSError, SpoolFull: then nothing changed."""
+        self._spool.append([_encode(entry) for entry in entries], sync=True)
+        for entry in entries:
+            self._apply(entry)
+        if self._spool.size > max(_COMPACT_BYTES, 2 * self._compacted):
+            self._compact()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._spool.close()
+
+    def _apply(self, entry: Entry) -> None:
+        if isinstance(entry, Wanted):
+            self.batches.setdefault(entry.id, Batch(entry)).apply(entry)
+        elif isinstance(entry, Forgotten):
+            self.batches.pop(entry.id, None)
+        elif entry.id in self.batches:
+            self.batches[entry.id].apply(entry)
+
+    def _compact(self) -> None:
+        entries: Iterable[Entry] = (e for b in self.batches.values() for e in b.entries)
+        self._spool.rewrite([_encode(entry) for entry in entries])
+        self._compacted = self._spool.size

@@ -1,0 +1,337 @@
+"""site.toml: what it may say, said once.
+
+The Structs below are the table: their types, bounds, defaults and descriptions give the checks, the
+commented file that `chappe site init` writes, and the reference in the documentation.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from chappe.core import limits
+from chappe.core.errors import Invalid
+
+FILE = "site.toml"
+
+Seconds = Annotated[float, Meta(gt=0, le=limits.WALL_MAX_S)]
+
+
+class SiteProblem(Invalid):
+    """Something in the Site's directory is wrong; the message names the file and, if it can, the line."""
+
+    default_code = "site_problem"
+
+
+class Hub(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the Hub is, and how to reach it."""
+
+    url: Annotated[
+        str,
+        Meta(pattern=r"^https?://[^/\s]+/?$", description="Address of the Hub, without a path."),
+    ]
+    ca_file: Annotated[
+        str,
+        Meta(
+            description="Certificate authority (PEM) that signed the Hub's certificate; relative to "
+            "this directory. Empty: those that the machine trusts."
+        ),
+    ] = ""
+    proxy: Annotated[
+        str,
+        Meta(
+            description="HTTP proxy towards the Hub. Empty: what HTTPS_PROXY and NO_PROXY say in the "
+            "agent's environment."
+        ),
+    ] = ""
+
+
+class SiteIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who this Site is. The Hub knows it by its id; do not change it."""
+
+    id: Annotated[str, Meta(min_length=36, max_length=36, description="Id of the Site, made once.")]
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+            description="Name of the Site, as users and the Hub call it.",
+        ),
+    ]
+    project: Annotated[str, Meta(min_length=1, description="Id of the project it belongs to.")]
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The machine's batch system."""
+
+    kind: Annotated[
+        str, Meta(description='Batch system. "local": this machine itself, without any.')
+    ] = "local"
+    status_interval_s: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=3600,
+            description="Shortest time between two status queries; it grows while nothing changes.",
+        ),
+    ] = 10.0
+
+
+class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The pilots, which run Jobs inside allocations."""
+
+    keep: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1000,
+            description="Pilots to keep without being asked: a new allocation is requested when "
+            "fewer are alive. 0: only what users request.",
+        ),
+    ] = 1
+    cores: Annotated[
+        int, Meta(ge=0, le=limits.CORES_MAX, description="Cores a pilot may use. 0: all it finds.")
+    ] = 0
+    mem_bytes: Annotated[
+        int, Meta(ge=0, description="Memory (bytes) a pilot may give to Jobs. 0: all it finds.")
+    ] = 0
+    slots: Annotated[
+        int, Meta(ge=0, le=100_000, description="Jobs a pilot may run at once. 0: one per core.")
+    ] = 0
+    idle_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=limits.WALL_MAX_S,
+            description="A pilot without any Job for so long ends its allocation. 0: it stays.",
+        ),
+    ] = 0.0
+    wall_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=limits.WALL_MAX_S,
+            description="Wall-clock limit to ask the scheduler for. 0: none.",
+        ),
+    ] = 0.0
+    drain_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="So long before the allocation's end a pilot ends its Jobs and reports.",
+        ),
+    ] = 30.0
+    kill_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=3600,
+            description="After a cancel or at the wall-clock limit: so long Jobs may take from TERM to KILL.",
+        ),
+    ] = limits.KILL_TIME_S
+    head_grace_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="So long Jobs go on when their pilot has died and may be restarted.",
+        ),
+    ] = limits.HEAD_GRACE_S
+    node_local: Annotated[
+        str,
+        Meta(
+            description="Directory on the node's own disk or memory for sockets. Empty: $TMPDIR, or /tmp."
+        ),
+    ] = ""
+    env: Annotated[
+        dict[str, str], Meta(description="Environment variables for the pilots, as a table.")
+    ] = {}
+
+
+class SiteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of site.toml."""
+
+    hub: Hub
+    site: SiteIdentity
+    scheduler: SchedulerConfig = SchedulerConfig()
+    pilot: PilotConfig = PilotConfig()
+
+    def ca_path(self, directory: Path) -> str | None:
+        """The file with the Hub's authority, absolute; None for the machine's own."""
+        return str(directory / self.hub.ca_file) if self.hub.ca_file else None
+
+
+def load(directory: Path) -> SiteConfig:
+    """Read and check `directory`/site.toml. Raises SiteProblem naming file, line and field."""
+    path = directory / FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SiteProblem(
+            f"{path}: there is no such file, so this is no site directory; make one with "
+            "`chappe site init`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise SiteProblem(f"{path}: it cannot be read: {e}") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> SiteConfig:
+    """The configuration in `text`; `where` names it in errors. Raises SiteProblem."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        line = re.search(r"at line (\d+)", str(e))
+        raise SiteProblem(
+            f"{where}:{line.group(1) if line else text.count(chr(10)) + 1}: {e}"
+        ) from None
+    try:
+        config = msgspec.convert(raw, SiteConfig, strict=True)
+    except msgspec.ValidationError as e:
+        message, field = _split(e)
+        raise SiteProblem(
+            f"{where}:{line_of(text, field)}: {field or 'file'}: {message}", field=field or None
+        ) from None
+    for name in config.pilot.env:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in config.pilot.env[name]:
+            field = f"pilot.env.{name}"
+            raise SiteProblem(
+                f"{where}:{line_of(text, field)}: {field}: this cannot be an environment variable",
+                field=field,
+            )
+    return config
+
+
+def _split(error: msgspec.ValidationError) -> tuple[str, str]:
+    """A msgspec message as (what is wrong, field): `… - at `$.pilot.keep`` → pilot.keep."""
+    text = str(error)
+    message, _, path = text.partition(" - at `$")
+    field = path.rstrip("`").lstrip(".")
+    named = re.search(r"(?:unknown|missing required) field `([^`]+)`", message)
+    if named:
+        field = f"{field}.{named.group(1)}".lstrip(".")
+    return message[:1].lower() + message[1:], field
+
+
+def line_of(text: str, field: str) -> int:
+    """The line (from 1) of `section.key` in a TOML text; of its section, or 1, when it is not there."""
+    section, _, key = field.rpartition(".")
+    if not section:
+        section, key = key, ""
+    found, current = 0, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[([^\[\]]+)\]", line)
+        if header:
+            current = header.group(1).replace(" ", "")
+            if current == section or (not key and current == field):
+                found = number
+        elif current == section and key and re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", line):
+            return number
+    if not found and "." in section:
+        return line_of(text, section)
+    return found or 1
+
+
+# --- the same table as a file to edit and as a page to read
+
+_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "hub": Hub,
+    "site": SiteIdentity,
+    "scheduler": SchedulerConfig,
+    "pilot": PilotConfig,
+}
+
+
+def render(given: Mapping[str, Mapping[str, str]]) -> str:
+    """A commented site.toml in which `given` (section → key → text) is set and all else is a comment."""
+    lines = [
+        "# The Site's settings. A line that starts with `#` and a key shows a default; to change it,",
+        "# take the `#` away. The agent and new pilots read this file when they start.",
+    ]
+    for section, struct in _SECTIONS.items():
+        lines += ["", f"# {_first_line(struct)}", f"[{section}]"]
+        for key, default, help_text in _fields(struct):
+            lines += [f"# {part}" for part in _wrap(help_text)]
+            value = given.get(section, {}).get(key)
+            if value is not None:
+                lines.append(f"{key} = {_toml(value)}")
+            else:
+                shown = '{ NAME = "value" }' if default == {} else _toml(default)
+                lines.append(f"# {key} = {shown}")
+    return "\n".join(lines) + "\n"
+
+
+def reference() -> str:
+    """The reference of site.toml in Markdown."""
+    lines = ["# site.toml", "", "Errors name the file and the line; unknown keys are errors.", ""]
+    for section, struct in _SECTIONS.items():
+        lines += [f"## [{section}]", "", _first_line(struct), ""]
+        lines += ["| key | default | meaning |", "|---|---|---|"]
+        for key, default, help_text in _fields(struct):
+            shown = "required" if default is None else f"`{_toml(default)}`"
+            lines.append(f"| `{key}` | {shown} | {help_text} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _fields(struct: type[msgspec.Struct]) -> list[tuple[str, Any, str]]:
+    """(key, default or None, description) of each field."""
+    hints = get_type_hints(struct, include_extras=True)
+    rows = []
+    for field in msgspec.structs.fields(struct):
+        default = field.default
+        if field.default_factory is not msgspec.NODEFAULT:
+            default = field.default_factory()
+        meta: Meta = hints[field.name].__metadata__[0]
+        rows.append(
+            (field.name, None if default is msgspec.NODEFAULT else default, meta.description or "")
+        )
+    return rows
+
+
+def _first_line(struct: type[msgspec.Struct]) -> str:
+    return (struct.__doc__ or "").splitlines()[0]
+
+
+def _wrap(text: str) -> list[str]:
+    words, lines = text.split(), [""]
+    for word in words:
+        if len(lines[-1]) + len(word) > 96:
+            lines.append("")
+        lines[-1] += word + " "
+    return [line.rstrip() for line in lines]
+
+
+def _toml(value: object) -> str:
+    """`value` (text, number, or empty table) in TOML."""
+    if isinstance(value, str):
+        return msgspec.json.encode(value).decode()
+    if isinstance(value, float) and value == int(value):
+        return f"{value:.1f}"
+    return "{}" if value == {} else str(value)
+
+
+TEMPLATE = render(
+    {
+        "hub": {"url": "https://hub.example.org:8443"},
+        "site": {
+            "id": "00000000-0000-7000-8000-000000000000",
+            "name": "my-site",
+            "project": "00000000-0000-7000-8000-000000000001",
+        },
+    }
+)
+"""A complete site.toml with placeholders, for the documentation."""
+
+
+def use_proxy(config: SiteConfig) -> None:
+    """Let this process, and what it starts, go through the configured proxy."""
+    if config.hub.proxy:
+        os.environ["HTTPS_PROXY"] = os.environ["HTTP_PROXY"] = config.hub.proxy

@@ -1,0 +1,240 @@
+"""The agent's side of the Hub: hello, the Apps, the long poll for orders, and the reports.
+
+The Hub being away is normal: the loops note it (`online`), wait longer and longer, and go on. A second
+agent for one Site is not: the Hub refuses it, or tells the first that it was superseded; whoever is told
+ends at once, and leaves the pilots alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import NamedTuple
+
+import structlog
+
+from chappe.core import faults, limits
+from chappe.core.errors import ChappeError, Conflict, Forbidden, NotFound, Unauthenticated
+from chappe.link.apps import AppProblem, load_app, to_view
+from chappe.link.clock import boottime
+from chappe.link.http import NO_RETRY, HubClient
+from chappe.site.batch import BatchJobs
+from chappe.site.config import SiteConfig
+from chappe.site.paths import SitePaths
+from chappe.site.status import AgentRunning, hostname
+from chappe.site.wakeup import Wakeups, wait_for
+from chappe.wire.sites import (
+    AgentHello,
+    AgentSync,
+    AgentSyncReply,
+    AppView,
+    Listing,
+    PublishApps,
+)
+
+log = structlog.get_logger()
+
+FIRST_DELAY_S = 0.5
+MOST_DELAY_S = 30.0
+REFUSED_DELAY_S = 60.0
+REPORTS = 500
+LATE_S = 15.0
+"""How long after `wait_s` an answer may come before the connection counts as lost."""
+SPACING_S = 1.0
+
+
+class Superseded(ChappeError):
+    """Another agent serves this Site now; this one ends, and its pilots go on."""
+
+    default_code = "agent_superseded"
+
+
+class AgentId(NamedTuple):
+    """Which agent this process is, its predecessor if known to be over, and whether the Hub greeted it."""
+
+    agent: str
+    previous: str | None
+    greeted: bool
+
+
+async def greet(hub: HubClient, site: str, agent: str, previous: str | None) -> None:
+    """Say that this agent serves the Site now. Raises AgentRunning, or what the Hub answers."""
+    try:
+        await hub.request(
+            "POST",
+            f"/v1/sites/{site}/agent",
+            AgentHello(agent, hostname(), previous),
+            retry=NO_RETRY,
+        )
+    except Conflict as e:
+        if e.code != "agent_present":
+            raise
+        raise AgentRunning(f"this agent was not started: {e.message}") from None
+
+
+class HubLoop:
+    """Talks with the Hub for one agent."""
+
+    def __init__(
+        self,
+        paths: SitePaths,
+        config: SiteConfig,
+        hub: HubClient,
+        jobs: BatchJobs,
+        wakeups: Wakeups,
+        me: AgentId,
+    ) -> None:
+        self._paths = paths
+        self._hub = hub
+        self._jobs = jobs
+        self._wakeups = wakeups
+        self._me = me
+        self._base = f"/v1/sites/{config.site.id}"
+        self._site = config.site.id
+        self._greeted = me.greeted
+        self._apps_seen: object = None
+        self._incarnation: int | None = None
+        self._asked = False
+
+    # -- orders ----------------------------------------------------------------------------
+
+    async def listen(self) -> None:
+        """Take orders, for ever. Raises AgentRunning or Superseded when another agent is the one."""
+        delay_s = FIRST_DELAY_S
+        while True:
+            began = boottime()
+            try:
+                news = await self._listen_once()
+            except ChappeError as e:
+                delay_s = await self._pause(e, delay_s)
+                continue
+            delay_s = FIRST_DELAY_S
+            if not self._wakeups.online.is_set():
+                log.info("the hub answers")
+                self._wakeups.online.set()
+                self._wakeups.batches.set()
+                self._wakeups.bury.set()
+                self._wakeups.report.set()
+            if not news and boottime() - began < SPACING_S:
+                # An answer that came at once and said nothing new: do not ask in circles.
+                await asyncio.sleep(SPACING_S)
+
+    async def _listen_once(self) -> bool:
+        if not self._greeted:
+            await greet(self._hub, self._site, self._me.agent, self._me.previous)
+            self._greeted = True
+        if not self._asked:
+            listing = await self._hub.request(
+                "GET", "/v1/batch-jobs", None, Listing, params={"site": self._site}, retry=NO_RETRY
+            )
+            self._jobs.adopt(listing.batch_jobs or [])
+            self._asked = True
+        await self._publish()
+        # The first poll does not wait: the rest of the agent learns at once that the Hub is there.
+        wait_s = limits.WAIT_MAX_S if self._wakeups.online.is_set() else 0.0
+        reply = await self._sync(AgentSync(self._me.agent, known=self._jobs.known(), wait_s=wait_s))
+        return self._take(reply)
+
+    async def _sync(self, request: AgentSync) -> AgentSyncReply:
+        try:
+            return await self._hub.request(
+                "POST",
+                f"{self._base}/sync",
+                request,
+                AgentSyncReply,
+                timeout_s=request.wait_s + LATE_S,
+                retry=NO_RETRY,
+            )
+        except Conflict as e:
+            if e.code == "agent_superseded":
+                raise Superseded(f"{e.message}; this agent ends, the pilots go on") from None
+            raise
+
+    def _take(self, reply: AgentSyncReply) -> bool:
+        """Act on a reply; whether it said anything new."""
+        news = self._jobs.take(reply.orders)
+        if self._jobs.heard_silent(reply.silent):
+            self._wakeups.watch.set()
+            news = True
+        if self._incarnation not in (None, reply.incarnation):
+            log.warning("the hub was restored from a backup", incarnation=reply.incarnation)
+            self._apps_seen, self._asked = None, False
+            news = True
+        self._incarnation = reply.incarnation
+        return news
+
+    async def _pause(self, error: ChappeError, delay_s: float) -> float:
+        """After an error: say it once, wait; the next delay. Raises what ends the agent."""
+        if isinstance(error, AgentRunning | Superseded):
+            raise error
+        if isinstance(error, Unauthenticated | Forbidden | NotFound):
+            log.error(
+                "the hub does not know this site's token (revoked, or the site was deleted): run "
+                "`chappe site init` in this directory again, or ask the hub's operator",
+                error=error.message,
+                again_in_s=REFUSED_DELAY_S,
+            )
+            delay_s = REFUSED_DELAY_S
+        elif self._wakeups.online.is_set() or not error.transient:
+            log.warning("no contact with the hub", error=error.message, code=error.code)
+        self._wakeups.online.clear()
+        await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+        return min(MOST_DELAY_S, 2 * delay_s)
+
+    # -- reports ---------------------------------------------------------------------------------------
+
+    async def report(self) -> None:
+        """Pass on what became of BatchJobs, as soon as it is known. Raises Superseded."""
+        delay_s = FIRST_DELAY_S
+        while True:
+            reports = self._jobs.reports()[:REPORTS]
+            if not reports:
+                await wait_for(self._wakeups.report)
+                continue
+            await self._wakeups.online.wait()
+            faults.reach("agent.before_report")
+            try:
+                known = self._jobs.known()
+                reply = await self._sync(AgentSync(self._me.agent, reports=reports, known=known))
+            except Superseded:
+                raise
+            except ChappeError as e:
+                log.warning("reports are kept for later", error=e.message, reports=len(reports))
+                delay_s = min(MOST_DELAY_S, 2 * delay_s)
+                await asyncio.sleep(delay_s)
+                continue
+            delay_s = FIRST_DELAY_S
+            faults.reach("agent.after_report")
+            taken = set(reply.accepted)
+            self._jobs.accepted([r for r in reports if r.id in taken])
+            self._take(reply)
+
+    # -- Apps --------------------------------------------------------------------------------------------
+
+    async def _publish(self) -> None:
+        """Tell the Hub about the Apps when they changed. A wrong one is left out, and logged."""
+        seen = self._look_at_apps()
+        if seen == self._apps_seen:
+            return
+        views: dict[str, AppView] = {}
+        for path in sorted(self._paths.apps.glob("*.toml")):
+            try:
+                view = to_view(load_app(path))
+            except AppProblem as e:
+                log.warning("an app is wrong and cannot be used", error=e.message)
+                continue
+            if view.name in views:
+                log.error("two apps have one name", name=view.name, file=str(path))
+                continue
+            views[view.name] = view
+        apps = list(views.values())[: limits.APPS_PER_SITE]
+        await self._hub.request("PUT", f"{self._base}/apps", PublishApps(apps), retry=NO_RETRY)
+        self._apps_seen = seen
+        log.info("apps published", apps=sorted(views))
+
+    def _look_at_apps(self) -> object:
+        return [
+            (path.name, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            for path in sorted(self._paths.apps.glob("*.toml"))
+            for stat in [path.stat()]
+        ]

@@ -1,0 +1,92 @@
+"""Where things are in a Site's directory, and what is a secret there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SitePaths:
+    """The places in the Site directory `root` (absolute)."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, directory: Path) -> SitePaths:
+        """The places of a directory given in any form."""
+        return cls(Path(directory).expanduser().resolve())
+
+    @property
+    def config(self) -> Path:
+        """site.toml."""
+        return self.root / "site.toml"
+
+    @property
+    def apps(self) -> Path:
+        """App definitions, NAME.toml."""
+        return self.root / "apps"
+
+    @property
+    def data(self) -> Path:
+        """Working directories of Jobs."""
+        return self.root / "data"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of the agent."""
+        return self.root / "logs"
+
+    @property
+    def ledger(self) -> Path:
+        """One entry per start of a Job."""
+        return self.root / "ledger"
+
+    @property
+    def secrets(self) -> Path:
+        """Directory of the Site's secrets (0700)."""
+        return self.root / "secrets"
+
+    @property
+    def token(self) -> Path:
+        """The Site's token (0600)."""
+        return self.secrets / "site.token"
+
+    @property
+    def trusted_keys(self) -> Path:
+        """Whose Jobs may run here."""
+        return self.root / "trusted_keys"
+
+    @property
+    def sessions(self) -> Path:
+        """One directory per Session (0700)."""
+        return self.root / "sessions"
+
+    @property
+    def outbox(self) -> Path:
+        """The agent's own records (0700)."""
+        return self.root / "outbox"
+
+    @property
+    def book(self) -> Path:
+        """The journal of BatchJobs."""
+        return self.outbox / "batch-jobs"
+
+    @property
+    def pid_file(self) -> Path:
+        """Which process is the agent."""
+        return self.outbox / "agent.json"
+
+    @property
+    def scheduler_records(self) -> Path:
+        """What a scheduler adapter keeps."""
+        return self.outbox / "scheduler"
+
+    @property
+    def init_record(self) -> Path:
+        """The ids of an initialisation that has begun."""
+        return self.root / ".init.json"
+
+    def session(self, session: str) -> Path:
+        """The directory of one Session."""
+        return self.sessions / session

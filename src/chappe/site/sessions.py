@@ -1,0 +1,96 @@
+"""What a Session's directory holds when its pilot starts, and what is left of it in the end."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import msgspec
+
+from chappe.link.files import write_atomic
+from chappe.site.config import SiteConfig
+from chappe.site.paths import SitePaths
+from chappe.site.schedulers.base import Batch, Scheduler
+from chappe.wire.sites import BatchJobIntent, NewSessionReply
+
+SESSION_FILE = "session.json"
+SCRIPT = "batch.sh"
+KEEP_DIRECTORIES = 50
+TERM_TO_KILL_S = 10.0
+"""What the scheduler allows beyond the pilot's own time to end its Jobs."""
+
+
+def wall_of(config: SiteConfig, intent: BatchJobIntent) -> float | None:
+    """The wall-clock limit to ask for, in seconds; None for none."""
+    return intent.wall_s or config.pilot.wall_s or None
+
+
+def write_session(
+    paths: SitePaths, config: SiteConfig, intent: BatchJobIntent, reply: NewSessionReply
+) -> None:
+    """Write session.json (0600) in a directory of its own (0700). Raises OSError."""
+    directory = paths.session(reply.id)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pilot = config.pilot
+    content = {
+        "session": reply.id,
+        "project": reply.project,
+        "site": reply.site,
+        "site_name": config.site.name,
+        "url": config.hub.url,
+        "site_dir": str(paths.root),
+        "token": reply.token,
+        "ca_file": config.ca_path(paths.root),
+        "node_local": pilot.node_local,
+        "wall_s": wall_of(config, intent),
+        "options": {
+            "cores": intent.cores or pilot.cores,
+            "mem_bytes": pilot.mem_bytes,
+            "slots": pilot.slots,
+            "idle_s": pilot.idle_s,
+            "drain_s": pilot.drain_s,
+            "kill_s": pilot.kill_s,
+            "head_grace_s": pilot.head_grace_s,
+        },
+    }
+    write_atomic(directory / SESSION_FILE, msgspec.json.encode(content), 0o600)
+
+
+def write_script(
+    paths: SitePaths,
+    config: SiteConfig,
+    scheduler: Scheduler,
+    intent: BatchJobIntent,
+    name: str,
+    session: str,
+) -> Path:
+    """Write the batch script; its path. Raises Invalid when the scheduler cannot do it, OSError."""
+    directory = paths.session(session)
+    batch = Batch(
+        name=name,
+        session=session,
+        site_dir=str(paths.root),
+        session_dir=str(directory),
+        python=sys.executable,
+        nodes=intent.nodes,
+        cores=intent.cores,
+        wall_s=wall_of(config, intent),
+        kill_s=config.pilot.kill_s + TERM_TO_KILL_S,
+        env=config.pilot.env,
+    )
+    path = directory / SCRIPT
+    write_atomic(path, scheduler.render_script(batch).encode(), 0o700)
+    return path
+
+
+def close(paths: SitePaths, session: str) -> None:
+    """After the end: remove the token, keep the logs, and remove the oldest directories of many."""
+    (paths.session(session) / SESSION_FILE).unlink(missing_ok=True)
+    try:
+        # Ids begin with their time: the order of names is the order of creation.
+        found = sorted(d for d in paths.sessions.iterdir() if not (d / SESSION_FILE).exists())
+    except FileNotFoundError:
+        return
+    for old in found[:-KEEP_DIRECTORIES]:
+        shutil.rmtree(old, ignore_errors=True)

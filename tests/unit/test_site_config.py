@@ -1,0 +1,77 @@
+"""site.toml: what is wrong is said with file, line and field; template and reference are the table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from chappe.site import config
+from chappe.site.config import SiteProblem
+
+
+def uncommented(text: str) -> str:
+    """The template with every default made a setting."""
+    return re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+
+
+def test_the_template_is_a_valid_file_and_says_the_defaults() -> None:
+    parsed = config.parse(config.TEMPLATE, "site.toml")
+    assert parsed.pilot == config.PilotConfig()
+    assert parsed.scheduler == config.SchedulerConfig()
+
+
+def test_the_defaults_shown_as_comments_are_the_defaults() -> None:
+    text = uncommented(config.TEMPLATE).replace('env = { NAME = "value" }', "env = {}")
+    assert config.parse(text, "site.toml") == config.parse(config.TEMPLATE, "site.toml")
+
+
+def test_every_setting_is_in_the_reference_with_its_meaning() -> None:
+    page = config.reference()
+    for section in ("hub", "site", "scheduler", "pilot"):
+        assert f"## [{section}]" in page
+    for key in ("url", "keep", "status_interval_s", "node_local", "kill_s"):
+        assert re.search(rf"\| `{key}` \| [^|]+ \| \S", page)
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "says"),
+    [
+        (("# keep = 1", "keep = -1"), "keep = ", "pilot.keep"),
+        (("# keep = 1", "kepp = 1"), "kepp = ", "pilot.kepp"),
+        (("# drain_s = 30.0", 'drain_s = "soon"'), "drain_s = ", "pilot.drain_s"),
+        (('# kind = "local"', "kind = 3"), "kind = ", "scheduler.kind"),
+        (('name = "my-site"', 'name = "my site"'), "name = ", "site.name"),
+        (('name = "my-site"\n', ""), "[site]", "site.name"),
+        (("[pilot]", "[pilots]"), "[pilots]", "pilots"),
+        (('# env = { NAME = "value" }', 'env = { "A-B" = "x" }'), "env = ", "pilot.env.A-B"),
+        (("# cores = 0", "cores = = 0"), "cores = ", "Invalid value"),
+    ],
+)
+def test_an_error_names_file_line_and_field(change: tuple[str, str], line: str, says: str) -> None:
+    text = config.TEMPLATE.replace(*change)
+    assert text != config.TEMPLATE
+    with pytest.raises(SiteProblem) as caught:
+        config.parse(text, "somewhere/site.toml")
+    found = re.match(r"somewhere/site\.toml:(\d+): ", caught.value.message)
+    assert found, caught.value.message
+    assert says in caught.value.message
+    named = text.splitlines()[int(found.group(1)) - 1]
+    assert named.startswith(line)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SiteProblem, match="chappe site init"):
+        config.load(tmp_path)
+
+
+def test_text_is_written_so_that_it_is_read_back() -> None:
+    odd = 'quote " backslash \\ tab \t é'
+    text = config.render(
+        {
+            "hub": {"url": "https://a.example", "ca_file": odd},
+            "site": {"id": "0" * 36, "name": "s", "project": "p"},
+        }
+    )
+    assert config.parse(text, "x").hub.ca_file == odd
