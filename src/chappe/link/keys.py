@@ -88,7 +88,10 @@ def load(path: Path) -> SigningKey:
     except FileNotFoundError:
         raise
     except OSError as e:
-        raise KeyProblem(f"cannot read the key {path}: {e.strerror}", field="CHAPPE_KEY") from e
+        raise KeyProblem(
+            f"cannot read the key {path}: {e.strerror}; CHAPPE_KEY can name another place",
+            field="CHAPPE_KEY",
+        ) from e
     try:
         check_private(path, os.fstat(fd))
         text = os.read(fd, _LONGEST)

@@ -70,7 +70,9 @@ def _diagnosis(error: httpx2.TransportError) -> tuple[str, str]:
                 "give the hub's own certificate as ca_file"
             )
         if isinstance(cause, ssl.SSLError):
-            return "tls", f"TLS failed ({cause.reason or cause}): is this the hub's https port?"
+            # Also what a hub that is being stopped looks like, so it is no reason to give up.
+            what = f"TLS broke off ({cause.reason or cause}): is this the hub's https port?"
+            return "disconnected", what
         if isinstance(cause, socket.gaierror):
             return "unknown_host", f"its name is not known here ({cause.strerror})"
         if isinstance(cause, ConnectionRefusedError):
