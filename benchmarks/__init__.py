@@ -1,0 +1,1 @@
+"""The figures that Chappe promises, measured: `python -m benchmarks` (or `./run bench`)."""
