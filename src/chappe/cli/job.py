@@ -59,7 +59,7 @@ def submit(
         if file is not None:
             if params:
                 raise Invalid("with --file, parameters stand in the file", field="param")
-            drafts = job_file.read(client, file.read(), app, sites, options)
+            drafts = job_file.read(file.read(), app, sites, options)
         elif app is None or not sites:
             raise Invalid("give an app and a site: chappe job submit APP -s SITE", field="app")
         else:

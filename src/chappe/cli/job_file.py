@@ -35,7 +35,6 @@ def from_texts(
 
 
 def read(
-    client: Client,
     data: bytes,
     app: str | None,
     sites: Sequence[str],
@@ -46,7 +45,7 @@ def read(
     Raises Invalid naming the object, counted from 1.
     """
     made: list[Draft] = []
-    named: dict[str, Draft] = {}
+    named: dict[str, Draft | None] = {}
     for number, item in enumerate(_objects(data), 1):
         try:
             draft = _draft(item, app, sites, options, named)
@@ -54,7 +53,7 @@ def read(
             raise Invalid(f"job {number} of the file: {error.message}", field=error.field) from None
         made.append(draft)
         if draft.name:
-            named[draft.name] = draft
+            named[draft.name] = None if draft.name in named else draft
     if not made:
         raise Invalid("the file holds no job", field="file")
     return made
@@ -65,7 +64,7 @@ def _draft(
     app: str | None,
     sites: Sequence[str],
     options: dict[str, Any],
-    named: dict[str, Draft],
+    named: dict[str, Draft | None],
 ) -> Draft:
     rest = dict(item)
     name, command = rest.pop("app", None), rest.pop("command", None)
@@ -78,9 +77,17 @@ def _draft(
     if not isinstance(parameters, dict):
         raise Invalid("parameters are an object", field="parameters")
     if "parents" in rest:
-        rest["parents"] = [named.get(parent, parent) for parent in rest["parents"]]
+        rest["parents"] = [_parent(parent, named) for parent in rest["parents"]]
     template = drafts.template(site, app=name, version=version, command=command)
     return Draft(template.with_options({**options, **rest}), parameters)
+
+
+def _parent(text: str, named: dict[str, Draft | None]) -> Draft | str:
+    """The draft of that name from further up in the file, else the text, which must be an id."""
+    found = named.get(text, text)
+    if found is None:
+        raise Invalid(f"{text!r} is the name of several jobs", field="parents")
+    return found
 
 
 def _objects(data: bytes) -> list[dict[str, Any]]:

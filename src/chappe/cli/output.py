@@ -38,6 +38,8 @@ STYLES = {
     "offline": "yellow",
 }
 
+_MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "bold red")}
+
 
 class Out:
     """Where one command writes, and in which form."""
@@ -108,6 +110,13 @@ class Out:
         for cells in rows:
             table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in cells))
         self.console.print(table)
+
+    def finding(self, part: str, level: str, what: str, remedy: str) -> None:
+        """Print one finding of a check, with its remedy below it."""
+        mark, style = _MARKS[level]
+        self.say(f"{mark} {part + ': ' if part else ''}{what}", style)
+        if remedy:
+            self.say(f"  → {remedy}")
 
     def facts(self, pairs: Iterable[tuple[str, str | None]]) -> None:
         """Print names and values below each other; what is None or empty is left out."""

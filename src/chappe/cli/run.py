@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from chappe.wire.jobs import JobView
 
 
-@click.command("run", context_settings={"ignore_unknown_options": True})
+@click.command("run")
 @click.argument("site")
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and return at once.")

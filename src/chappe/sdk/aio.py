@@ -141,6 +141,15 @@ class AsyncClient:
         await self._engine.aclose()
 
     @property
+    def settings(self) -> config.Settings:
+        """Where the Hub is and who the user is, as this client found it."""
+        return self._engine.settings
+
+    def public_key(self) -> str:
+        """The public half of the user's signing key (made on first use), as `trusted_keys` has it."""
+        return self._engine.key().public_b64
+
+    @property
     def admin(self) -> Admin:
         """Sites, allocations, Sessions and tokens."""
         return self._engine.admin

@@ -31,11 +31,11 @@ _CLOCK_S = 30.0
 
 
 class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One check. `status` is ok, warning (it works, but mind it) or problem (it does not)."""
+    """One check of `part`: how bad it is (warning: it works, but mind it), what it is, what to do."""
 
-    check: str
-    status: Literal["ok", "warning", "problem"]
-    message: str
+    part: str
+    level: Literal["ok", "warning", "error"]
+    what: str
     remedy: str = ""
 
 
@@ -46,14 +46,14 @@ async def examine() -> AsyncIterator[Finding]:
     try:
         settings = config.load()
     except ChappeError as error:
-        yield Finding("configuration", "problem", error.message)
+        yield Finding("configuration", "error", error.message)
         return
     for finding in _key(settings):
         yield finding
     try:
         hub = HubClient(settings.url, settings.token, ca_file=settings.ca_file)
     except Invalid as error:
-        yield Finding("configuration", "problem", error.message, f"correct {config.config_path()}")
+        yield Finding("configuration", "error", error.message, f"correct {config.config_path()}")
         return
     async with hub:
         async for finding in _hub(hub):
@@ -69,7 +69,7 @@ def _files() -> Iterator[Finding]:
     if mode & 0o077:
         remedy = f"chmod 600 {path}"
         yield Finding(
-            "configuration", "problem", f"others can read {path}, which holds your token", remedy
+            "configuration", "error", f"others can read {path}, which holds your token", remedy
         )
     else:
         yield Finding("configuration", "ok", f"{path} is private")
@@ -88,7 +88,7 @@ def _key(settings: Settings) -> Iterator[Finding]:
     except FileNotFoundError:
         yield Finding("key", "ok", f"{path} will be made with your first submission")
     except ChappeError as error:
-        yield Finding("key", "problem", error.message)
+        yield Finding("key", "error", error.message)
     else:
         yield Finding("key", "ok", f"{path} is private; sites trust it as {key.public_b64}")
 
@@ -97,10 +97,10 @@ async def _hub(hub: HubClient) -> AsyncIterator[Finding]:
     try:
         answer = await hub.fetch("GET", "/readyz")
     except Unavailable as error:
-        yield Finding("hub", "problem", error.message, _remedy(error.code))
+        yield Finding("hub", "error", error.message, _remedy(error.code))
         return
     except ChappeError as error:
-        yield Finding("hub", "problem", error.message, "is this the url of a hub?")
+        yield Finding("hub", "error", error.message, "is this the url of a hub?")
         return
     secure = "TLS" if hub.url.startswith("https:") else "no TLS"
     yield Finding("hub", "ok", f"{hub.url} is ready ({secure})")
@@ -109,7 +109,7 @@ async def _hub(hub: HubClient) -> AsyncIterator[Finding]:
         me = await hub.request("GET", "/v1/whoami", reply=Whoami)
     except Unauthenticated as error:
         yield Finding(
-            "token", "problem", error.message, "make one where the hub runs, or ask its owner"
+            "token", "error", error.message, "make one where the hub runs, or ask its owner"
         )
         return
     yield Finding("token", "ok", f"it speaks for project {me.project_name!r} (scope {me.scope})")
@@ -139,7 +139,7 @@ def _version(me: Whoami) -> Finding:
     if me.wire == WIRE_VERSION:
         return Finding("version", "ok", both)
     older = "this client" if me.wire > WIRE_VERSION else "the hub"
-    return Finding("version", "problem", f"they speak differently ({both})", f"update {older}")
+    return Finding("version", "error", f"they speak differently ({both})", f"update {older}")
 
 
 def _site(site: SiteView, sessions: list[SessionView]) -> Finding:

@@ -152,6 +152,15 @@ class Client:
         self._finalizer()
 
     @property
+    def settings(self) -> config.Settings:
+        """Where the Hub is and who the user is, as this client found it."""
+        return self._engine.settings
+
+    def public_key(self) -> str:
+        """The public half of the user's signing key (made on first use), as `trusted_keys` has it."""
+        return self._engine.key().public_b64
+
+    @property
     def admin(self) -> SyncAdmin:
         """Sites, allocations, Sessions and tokens."""
         return SyncAdmin(self._loop, self._engine.admin)

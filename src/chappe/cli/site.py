@@ -1,0 +1,143 @@
+"""`chappe site`: a directory and an agent, on the machine where Jobs are to run."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from chappe.cli.output import FAILED, OK, Out, ago, when, with_output
+
+if TYPE_CHECKING:
+    from chappe.site.status import AgentStatus
+
+_DIRECTORY = click.argument(
+    "directory", type=click.Path(file_okay=False, path_type=Path), default=Path()
+)
+
+
+@click.group("site")
+def command() -> None:
+    """Make, check, start and stop sites.
+
+    A site is a directory, under your own account, on the machine where jobs are to run. DIRECTORY is
+    the current one unless given.
+    """
+
+
+@command.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--name", help="What the hub and users call it (the directory's name).")
+@with_output
+def init(out: Out, directory: Path, name: str | None) -> None:
+    """Make DIRECTORY a site of the hub. It trusts your key."""
+    from chappe.site.init import HubAccess, init_site  # here: `--help` does without them
+
+    with out.client() as client:
+        access = HubAccess(client.settings.url, client.settings.token, client.settings.ca_file)
+        key = client.public_key()
+    called = name or re.sub(r"[^A-Za-z0-9_.-]", "-", directory.resolve().name)
+    made = init_site(directory, called, access, key, comment=getpass.getuser())
+
+    def words() -> None:
+        out.say(f"{made.directory} is the site {made.name!r}; it trusts your key")
+        out.say(f"  what can be run is described in {made.directory}/apps/*.toml (see hello.toml)")
+        out.say(f"  next: chappe site start {directory}")
+
+    out.one(made, words)
+
+
+@command.command()
+@_DIRECTORY
+@with_output
+def check(out: Out, directory: Path) -> None:
+    """Look a site over: files, permissions, hub, scheduler, disk. Exit 1 when something is wrong."""
+    from chappe.site.check import check_site  # here: `--help` does without it
+
+    findings = check_site(directory)
+    for found in findings:
+        out.one(found, out.finding, "", str(found.level), found.what, found.remedy)
+    sys.exit(FAILED if any(found.level == "error" for found in findings) else OK)
+
+
+@command.command()
+@_DIRECTORY
+@click.option("--foreground", is_flag=True, help="Stay, and log to stderr.")
+@with_output
+def start(out: Out, directory: Path, foreground: bool) -> None:
+    """Start the site's agent; returns once it works."""
+    from chappe.site import daemon  # here: `--help` does without it
+
+    status = daemon.start(directory, foreground)
+    out.one(status, _status, out, status)
+
+
+@command.command()
+@_DIRECTORY
+@with_output
+def stop(out: Out, directory: Path) -> None:
+    """Stop the site's agent. Pilots, and the jobs that run, go on."""
+    from chappe.site import daemon  # here: `--help` does without it
+
+    status = daemon.stop(directory)
+    out.one(status, _status, out, status)
+
+
+@command.command()
+@_DIRECTORY
+@with_output
+def status(out: Out, directory: Path) -> None:
+    """Say whether the site's agent runs. Exit 1 when it does not."""
+    from chappe.site import daemon  # here: `--help` does without it
+
+    status = daemon.status(directory)
+    out.one(status, _status, out, status)
+    sys.exit(OK if status.presence in ("running", "elsewhere") else FAILED)
+
+
+def _status(out: Out, status: AgentStatus) -> None:
+    out.facts(
+        (
+            ("agent", str(status.presence)),
+            ("directory", status.directory),
+            ("process", f"{status.pid} on {status.host}" if status.pid else None),
+            ("since", when(status.since)),
+            ("", status.message),
+        )
+    )
+
+
+@command.command()
+@with_output
+def ls(out: Out) -> None:
+    """List the project's sites."""
+    with out.client() as client:
+        sites = client.sites()
+    out.many(
+        sites,
+        ("SITE!", "AGENT", "HEARD>", "HOST", "PILOTS>", "RUNNING>", "WAITING>"),
+        lambda s: (
+            s.name,
+            "online" if s.online else "offline",
+            ago(s.agent_seen_at),
+            s.agent_host,
+            str(len(s.sessions)),
+            str(s.running),
+            str(s.waiting),
+        ),
+        "no sites: make one with chappe site init DIRECTORY",
+    )
+
+
+@command.command()
+@click.argument("name")
+@with_output
+def rm(out: Out, name: str) -> None:
+    """Remove site NAME from the hub (not its directory); refused while it has jobs or pilots."""
+    with out.client() as client:
+        client.admin.delete_site(name)
+    out.one({"name": name, "code": "removed"}, out.say, f"{name}  removed")
