@@ -1,0 +1,189 @@
+"""The launcher's runs: from a ready task, over signals and deadlines, to a told end.
+
+Between the end of a main process and the end of its run lies the *drain*: what it left behind is being killed
+(see `reap`). A drain takes microseconds, or as long as the kernel needs; after 10 s it is given up, so that
+one process in an uninterruptible wait does not hide the end of its Job for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from math import inf
+
+import msgspec
+
+from chappe.core.faults import reach
+from chappe.pilot.launch_table import Run, Table
+from chappe.pilot.launch_timer import Deadlines, boot_now
+from chappe.pilot.launch_wire import Key, KillOrder, KillReason
+from chappe.pilot.procs import Marked, signal_marked
+from chappe.pilot.reap import Reaper, kill_group
+from chappe.pilot.spawn import Spawner, StartError, read_tail
+
+_SPAWN_BURST = 32
+_GIVE_UP_S = 10.0
+
+
+class Runs:
+    """Acts on the runs of `table`; `deadlines` tells when to call `expire`."""
+
+    def __init__(self, session: str, table: Table, deadlines: Deadlines) -> None:
+        self.spawner = Spawner(session)
+        self._session = session
+        self._table = table
+        self._deadlines = deadlines
+        self._reaper = Reaper(session)
+        self._draining: dict[Key, Run] = {}
+
+    def start_ready(self) -> None:
+        """Start a burst of what is ready, no more, so that a large batch does not delay a kill."""
+        for _ in range(min(_SPAWN_BURST, self._table.ready)):
+            task = self._table.next_ready()
+            now = boot_now()
+            deadline = task.takeover_deadline
+            if now > task.start_by or (deadline is not None and now > deadline):
+                self._table.skip(task, "late")
+                continue
+            reach("launcher.before_spawn")
+            try:
+                pid = self.spawner.start(task)
+            except StartError as error:
+                self._table.fail(task, error.message, time.time())
+                continue
+            run = Run(task, pid, time.time(), now)
+            reach("launcher.after_spawn")
+            self._reaper.watch(pid, task.key)
+            self._table.start(run)
+            self._watch(run)
+        self.spawner.settle()
+
+    def reap(self) -> None:
+        """Take in every child that ended, and tell the ends of the runs of which nothing is left."""
+        for key, exit_ in self._reaper.collect():
+            reach("launcher.after_reap")
+            run = self._table.runs[key]
+            run.exit = exit_
+            self._draining[key] = run
+        if not self._draining:
+            return
+        held = self._reaper.settle(self._table.runs.keys(), self._alive)
+        for key, run in list(self._draining.items()):
+            if key not in held:
+                self._finish(run)
+            elif run.give_up_at == inf:
+                run.give_up_at = boot_now() + _GIVE_UP_S
+                self._watch(run)
+
+    def kill(self, orders: list[KillOrder]) -> None:
+        """End these runs, and refuse those that still wait to be started."""
+        self.reap()  # what ended before the order came, ended by itself
+        for order in orders:
+            self._table.withdraw((order.job, order.epoch), "withdrawn")
+        runs = self._table.runs
+        self._end(
+            (run, order.reason, order.grace_s)
+            for order in orders
+            if (run := runs.get((order.job, order.epoch))) is not None
+        )
+
+    def kill_all(self, reason: KillReason, grace_s: float) -> None:
+        """End every run."""
+        self.reap()
+        self._end([(run, reason, grace_s) for run in self._table.runs.values()])
+
+    def renew(self, key: Key, deadline: float) -> None:
+        """Move the takeover deadline of a waiting or running task."""
+        self._table.renew(key, deadline)
+        run = self._table.runs.get(key)
+        if run is not None:
+            run.takeover_at = deadline
+            self._watch(run)
+
+    def expire(self, keys: Iterable[Key]) -> None:
+        """Do what is due for these; a key whose time moved back is watched anew."""
+        now = boot_now()
+        late: list[tuple[Run, KillReason, float]] = []
+        for key in keys:
+            run = self._table.runs.get(key)
+            if run is None:
+                continue
+            run.watched_at = inf
+            if run.due_at > now:
+                self._watch(run)
+            elif run.exit is not None:
+                log("launcher.escapees", job=run.task.job, epoch=run.task.epoch)
+                self._finish(run)
+            elif run.takeover_at <= now:
+                late.append((run, "takeover", 0.0))
+            elif run.kill_at <= now:
+                late.append((run, run.reason or "timeout", 0.0))
+            else:
+                late.append((run, "timeout", run.task.grace_s))
+        self._end(late)
+
+    def watch_all(self) -> None:
+        """Enter every run's deadline into `deadlines`, which was cleared."""
+        for run in self._table.runs.values():
+            run.watched_at = inf
+            self._watch(run)
+
+    def _watch(self, run: Run) -> None:
+        if run.due_at < run.watched_at:
+            run.watched_at = run.due_at
+            self._deadlines.add(run.due_at, run.task.key)
+
+    def _alive(self, key: Key) -> bool:
+        run = self._table.runs.get(key)
+        return run is not None and run.exit is None
+
+    def _finish(self, run: Run) -> None:
+        task = run.task
+        failed = run.reason is not None or (run.exit is not None and run.exit.status != 0)
+        del self._draining[task.key]
+        self._reaper.forget(run.pid, task.key)
+        self._table.finish(run, read_tail(task) if failed else "", time.time(), boot_now())
+
+    def _end(self, orders: Iterable[tuple[Run, KillReason, float]]) -> None:
+        """Signal each run's group; with a grace also what left it, then watch for its end."""
+        asked: dict[Key, Run] = {}
+        now = boot_now()
+        for run, reason, grace_s in orders:
+            if run.exit is not None:
+                continue
+            run.reason = run.reason or reason
+            if grace_s <= 0:
+                run.takeover_at = run.wall_at = run.kill_at = inf
+                kill_group(run.pid, signal.SIGKILL)
+                continue
+            if reason == "timeout":
+                run.wall_at = inf
+            kill_group(run.pid, signal.SIGTERM)
+            kill_group(run.pid, signal.SIGCONT)  # a stopped process cannot heed SIGTERM
+            run.kill_at = min(run.kill_at, now + grace_s)
+            self._watch(run)
+            asked[run.task.key] = run
+        if asked:
+            signal_marked(self._session, lambda process: _left(process, asked), signal.SIGTERM)
+
+
+def _left(process: Marked, runs: dict[Key, Run]) -> bool:
+    """Whether a run's process is outside the group that its main process leads."""
+    run = runs.get((process.job, process.epoch))
+    if run is None:
+        return False
+    try:
+        return os.getpgid(process.pid) != run.pid
+    except ProcessLookupError:
+        return False
+
+
+def log(event: str, **fields: object) -> None:
+    """One JSON line to stderr, the pilot's log. A full disk is passed over: what runs matters more."""
+    line = msgspec.json.encode({"at": time.time(), "event": event, "pid": os.getpid(), **fields})
+    try:
+        os.write(2, line + b"\n")
+    except OSError:
+        return

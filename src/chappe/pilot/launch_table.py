@@ -1,0 +1,274 @@
+"""What the launcher knows: the tasks that wait, run and have ended, and what the head has not heard yet.
+
+No I/O and no clock: times are passed in. A task is in exactly one of three places (waiting, runs, ended)
+until its end is acked, or it is refused. Events hold only what is not yet written to the head; a new head
+gets a snapshot instead, so nothing is kept for a head that is away.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from math import inf
+
+from chappe.core.limits import HELD_PER_SESSION
+from chappe.pilot.launch_wire import (
+    Ended,
+    EndReason,
+    Events,
+    Key,
+    KillReason,
+    RefusalReason,
+    Refused,
+    Snapshot,
+    Started,
+    Task,
+)
+from chappe.pilot.reap import Exit
+
+TASKS_MAX = HELD_PER_SESSION
+"""Tasks known at once (waiting, running, or ended and not acked); more are refused as "full"."""
+
+RECORDS_PER_FRAME = 256
+"""So many ends with full tails stay under the frame limit, whatever bytes they hold."""
+
+
+class Run:
+    """A task that was started. Times `*_at` are CLOCK_BOOTTIME seconds, infinity for never."""
+
+    __slots__ = (
+        "began_at",
+        "exit",
+        "give_up_at",
+        "kill_at",
+        "reason",
+        "started",
+        "takeover_at",
+        "task",
+        "wall_at",
+        "watched_at",
+    )
+
+    def __init__(self, task: Task, pid: int, at: float, now: float) -> None:
+        self.task = task
+        self.started = Started(task.job, task.epoch, task.attempt, pid, at)
+        self.began_at = now
+        self.wall_at = inf if task.wall_limit_s is None else now + task.wall_limit_s
+        self.takeover_at = inf if task.takeover_deadline is None else task.takeover_deadline
+        self.kill_at = inf  # when SIGTERM becomes SIGKILL
+        self.reason: KillReason | None = None  # why it is being ended; the first reason stays
+        self.exit: Exit | None = None  # set once the main process ended; others are being killed
+        self.give_up_at = inf  # when its end is told though something outlives SIGKILL
+        self.watched_at = inf  # the earliest time at which the deadlines have it
+
+    @property
+    def pid(self) -> int:
+        """The main process; unreaped, so still its own number, while `exit` is None."""
+        return self.started.pid
+
+    @property
+    def due_at(self) -> float:
+        """When it next wants attention."""
+        if self.exit is not None:
+            return self.give_up_at
+        return min(self.wall_at, self.takeover_at, self.kill_at)
+
+
+class Table:
+    """The tasks of one Session on this node."""
+
+    def __init__(self) -> None:
+        self.runs: dict[Key, Run] = {}
+        self._waiting: dict[Key, Task] = {}
+        self._ended: dict[Key, Ended] = {}
+        self._ready: deque[Task] = deque()
+        self._lanes: dict[int, deque[Task]] = {}  # an entry: the lane is occupied
+        self._new_started: dict[Key, Started] = {}
+        self._new_ended: list[Ended] = []
+        self._new_refused: list[Refused] = []
+
+    @property
+    def waiting(self) -> int:
+        """Tasks accepted and not yet started."""
+        return len(self._waiting)
+
+    @property
+    def ready(self) -> int:
+        """Tasks that can be started now."""
+        return len(self._ready)
+
+    @property
+    def unsent(self) -> int:
+        """Events that no frame has carried yet."""
+        return len(self._new_started) + len(self._new_ended) + len(self._new_refused)
+
+    def add(self, task: Task) -> None:
+        """Accept `task`; one already known is answered with its present state."""
+        key = task.key
+        if key in self.runs:
+            self._new_started[key] = self.runs[key].started
+        elif key in self._ended:
+            self._new_ended.append(self._ended[key])
+        elif key not in self._waiting:
+            if len(self._waiting) + len(self.runs) + len(self._ended) >= TASKS_MAX:
+                self.refuse(task, "full")
+                return
+            self._waiting[key] = task
+            if task.lane in self._lanes:
+                self._lanes[task.lane].append(task)
+                return
+            if task.lane > 0:
+                self._lanes[task.lane] = deque()
+            self._ready.append(task)
+
+    def next_ready(self) -> Task:
+        """Take the task to start now; it must be told `started`, `failed` or `refused` next."""
+        task = self._ready.popleft()
+        del self._waiting[task.key]
+        return task
+
+    def renew(self, key: Key, deadline: float) -> None:
+        """Move the takeover deadline of a task that still waits."""
+        if (task := self._waiting.get(key)) is not None:
+            task.takeover_deadline = deadline
+
+    def start(self, run: Run) -> None:
+        """The process of a task taken by `next_ready` exists."""
+        self.runs[run.task.key] = run
+        self._new_started[run.task.key] = run.started
+
+    def fail(self, task: Task, message: str, at: float) -> None:
+        """A task taken by `next_ready` could not be started."""
+        self._end(
+            task,
+            Ended(
+                job=task.job,
+                epoch=task.epoch,
+                attempt=task.attempt,
+                reason="start_failed",
+                exit=None,
+                signal=None,
+                started_at=None,
+                ended_at=at,
+                tail=message,
+            ),
+        )
+
+    def refuse(self, task: Task, reason: RefusalReason) -> None:
+        """A task that is not in the table is not started and forgotten."""
+        self._new_refused.append(Refused(task.job, task.epoch, task.attempt, reason))
+
+    def skip(self, task: Task, reason: RefusalReason) -> None:
+        """A task taken by `next_ready` is not started; its lane goes on."""
+        self.refuse(task, reason)
+        self._free(task.lane)
+
+    def withdraw(self, key: Key, reason: RefusalReason) -> bool:
+        """Refuse a waiting task; whether there was one."""
+        task = self._waiting.pop(key, None)
+        if task is None:
+            return False
+        if task in self._ready:
+            self._ready.remove(task)
+            self._free(task.lane)
+        else:
+            self._lanes[task.lane].remove(task)
+        self.refuse(task, reason)
+        return True
+
+    def withdraw_all(self, reason: RefusalReason) -> None:
+        """Refuse every waiting task."""
+        for task in self._waiting.values():
+            self.refuse(task, reason)
+        self._waiting.clear()
+        self._ready.clear()
+        # A lane whose task runs is still occupied; the others were occupied by what waited.
+        running = {run.task.lane for run in self.runs.values()}
+        self._lanes = {lane: deque() for lane in self._lanes if lane in running}
+
+    def finish(self, run: Run, tail: str, at: float, now: float) -> None:
+        """A run is over and nothing of it is left; `run.exit` says how its main process ended."""
+        if run.exit is None:
+            raise ValueError(f"{run.task.key} still runs")
+        code = os.waitstatus_to_exitcode(run.exit.status)
+        reason: EndReason = run.reason or ("exit" if code >= 0 else "signal")
+        usage = run.exit.usage
+        task = run.task
+        del self.runs[task.key]
+        self._new_started.pop(task.key, None)
+        self._end(
+            task,
+            Ended(
+                job=task.job,
+                epoch=task.epoch,
+                attempt=task.attempt,
+                reason=reason,
+                exit=code if code >= 0 else None,
+                signal=-code if code < 0 else None,
+                started_at=run.started.at,
+                ended_at=at,
+                wall_s=now - run.began_at,
+                user_s=usage.ru_utime,
+                system_s=usage.ru_stime,
+                max_rss_bytes=usage.ru_maxrss * 1024,
+                written_bytes=usage.ru_oublock * 512,
+                tail=tail,
+            ),
+        )
+
+    def ack(self, keys: list[Key]) -> None:
+        """Forget ends that the head has safe."""
+        for key in keys:
+            self._ended.pop(key, None)
+
+    def take_events(self) -> Events:
+        """At most a frame full of what the head has not heard."""
+        started = [
+            self._new_started.pop(key) for key in list(self._new_started)[:RECORDS_PER_FRAME]
+        ]
+        ended = self._new_ended[:RECORDS_PER_FRAME]
+        refused = self._new_refused[:RECORDS_PER_FRAME]
+        del self._new_ended[:RECORDS_PER_FRAME], self._new_refused[:RECORDS_PER_FRAME]
+        return Events(started, ended, refused)
+
+    def drop_events(self) -> None:
+        """Keep nothing for a head that is gone: the next one gets a snapshot."""
+        self._new_started.clear()
+        self._new_ended.clear()
+        self._new_refused.clear()
+
+    def snapshot(self, session: str, pid: int) -> Iterator[Snapshot]:
+        """The whole table as it is now, in frames; takes the place of all unsent events."""
+        self.drop_events()
+        running = [run.started for run in self.runs.values()]
+        ended = list(self._ended.values())
+        waiting = list(self._waiting)
+        size = RECORDS_PER_FRAME
+        last = max(len(running), len(ended), len(waiting), 1) - 1
+        # A generator would see later changes: only the slicing is left to it.
+        return (
+            Snapshot(
+                session,
+                pid,
+                running[at : at + size],
+                ended[at : at + size],
+                waiting[at : at + size],
+                more=at + size <= last,
+            )
+            for at in range(0, last + 1, size)
+        )
+
+    def _end(self, task: Task, record: Ended) -> None:
+        self._ended[task.key] = record
+        self._new_ended.append(record)
+        self._free(task.lane)
+
+    def _free(self, lane: int) -> None:
+        if lane <= 0:
+            return
+        queue = self._lanes[lane]
+        if queue:
+            self._ready.append(queue.popleft())
+        else:
+            del self._lanes[lane]

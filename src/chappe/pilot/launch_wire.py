@@ -1,0 +1,270 @@
+"""What the pilot's head and its launcher say to each other: msgpack frames on a unix socket.
+
+A frame is a length (4 bytes, big endian) and one msgpack value of `HeadFrame` (head to launcher) or
+`LauncherFrame` (back). Structs travel as arrays: short, fast, and a field added at the end with a default
+is understood by both the old side and the new one. Deadlines are CLOCK_BOOTTIME seconds of this node,
+which go on counting while it is suspended; `at`, `started_at` and `ended_at` are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from chappe.core.errors import ChappeError
+from chappe.core.limits import MIB
+
+FRAME_BYTES = 8 * MIB
+"""Longest frame; execve(2) takes about 2 MiB of arguments and environment, so one task always fits."""
+
+KillReason = Literal["timeout", "cancelled", "takeover", "allocation_end"]
+EndReason = Literal[
+    "exit", "signal", "timeout", "cancelled", "takeover", "allocation_end", "start_failed"
+]
+"""The values of `core.leases.Reason` that a launcher can know (not imported: it would cost memory)."""
+
+RefusalReason = Literal["late", "full", "withdrawn", "stopping"]
+"""Why a task will never be started: past its `start_by`; too many tasks known; killed before its start;
+the launcher is stopping."""
+
+Key = tuple[str, int]
+"""(job, epoch): what a run is known by."""
+
+_LENGTH = struct.Struct(">I")
+
+
+class FrameError(ChappeError):
+    """The peer sent what is no frame, or one that is too long; the connection cannot go on."""
+
+    default_code = "bad_frame"
+
+
+class Task(msgspec.Struct, array_like=True, gc=False):
+    """One process to start.
+
+    `argv[0]` is looked up in the PATH of the task's own environment unless it holds a slash. `env` is added
+    to the `BaseEnv`; the launcher itself sets CHAPPE_JOB_ID, CHAPPE_EPOCH, CHAPPE_ATTEMPT and
+    CHAPPE_SESSION. `log` says where stdout goes: to the file `stdout`, to the session's shared log, or
+    nowhere; `stderr` is a file of its own, or empty: with stdout. All paths are absolute.
+
+    `cores` are the CPUs it may use (empty: all of the launcher's). `wall_limit_s` counts from its start:
+    then SIGTERM, and after `grace_s` SIGKILL. It is refused as "late" when its turn comes after `start_by`,
+    and killed at once when `takeover_deadline` passes without a `Renew`. With `tail_bytes` a failed run's
+    end carries the last bytes of its own stderr (or merged) file.
+
+    `lane`: tasks of one lane > 0 run one at a time, in order, without asking the head in between; lane 0 is
+    started at once.
+    """
+
+    job: str
+    epoch: int
+    attempt: int
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    start_by: float
+    log: Literal["file", "shared", "none"] = "none"
+    stdout: str = ""
+    stderr: str = ""
+    cores: list[int] = []
+    wall_limit_s: float | None = None
+    grace_s: float = 10.0
+    takeover_deadline: float | None = None
+    tail_bytes: int = 0
+    lane: int = 0
+
+    @property
+    def key(self) -> Key:
+        """(job, epoch)."""
+        return (self.job, self.epoch)
+
+
+class BaseEnv(msgspec.Struct, frozen=True, array_like=True, tag="base_env"):
+    """What all tasks of the session share; sent first on each connection."""
+
+    env: dict[str, str]
+    shared_log: str = ""
+
+
+class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
+    """Start these; a task already known is answered with its present state and never started twice."""
+
+    tasks: list[Task]
+
+
+class KillOrder(msgspec.Struct, frozen=True, array_like=True):
+    """End this run: SIGTERM, then SIGKILL after `grace_s` (0: at once). Waiting tasks are refused."""
+
+    job: str
+    epoch: int
+    reason: KillReason
+    grace_s: float
+
+
+class Kill(msgspec.Struct, frozen=True, array_like=True, tag="kill"):
+    """End these runs; unknown ones are passed over."""
+
+    orders: list[KillOrder]
+
+
+class Renew(msgspec.Struct, frozen=True, array_like=True, tag="renew"):
+    """New takeover deadlines: (job, epoch, CLOCK_BOOTTIME seconds)."""
+
+    deadlines: list[tuple[str, int, float]]
+
+
+class Ack(msgspec.Struct, frozen=True, array_like=True, tag="ack"):
+    """The head has these ends safe; forget them."""
+
+    keys: list[Key]
+
+
+class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
+    """Exit once nothing runs and every end is written to the socket; with `kill`, end what runs first.
+
+    Losing the connection takes the order back: a restarted head decides anew.
+    """
+
+    kill: bool = False
+    reason: KillReason = "cancelled"
+    grace_s: float = 10.0
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The process exists. Not sent when the end is already known at the time of writing."""
+
+    job: str
+    epoch: int
+    attempt: int
+    pid: int
+    at: float
+
+    @property
+    def key(self) -> Key:
+        """(job, epoch)."""
+        return (self.job, self.epoch)
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The run and every process it left behind are gone. Repeated to each new head until acked.
+
+    One of `exit` and `signal` is set unless it never started (`started_at` is None then, and `tail` says
+    why). Usage is of the main process and what it waited for; `max_rss_bytes` is never below the launcher's
+    own peak, which vfork lends to the child until it calls exec.
+    """
+
+    job: str
+    epoch: int
+    attempt: int
+    reason: EndReason
+    exit: int | None
+    signal: int | None
+    started_at: float | None
+    ended_at: float
+    wall_s: float = 0.0
+    user_s: float = 0.0
+    system_s: float = 0.0
+    max_rss_bytes: int = 0
+    written_bytes: int = 0
+    tail: str = ""
+
+    @property
+    def key(self) -> Key:
+        """(job, epoch)."""
+        return (self.job, self.epoch)
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The task was not started and never will be by this order; the launcher has forgotten it."""
+
+    job: str
+    epoch: int
+    attempt: int
+    reason: RefusalReason
+
+    @property
+    def key(self) -> Key:
+        """(job, epoch)."""
+        return (self.job, self.epoch)
+
+
+class Snapshot(msgspec.Struct, frozen=True, array_like=True, tag="snapshot"):
+    """All that the launcher knows at the moment of connection, in parts; the last has `more` false."""
+
+    session: str
+    pid: int
+    running: list[Started]
+    ended: list[Ended]
+    waiting: list[Key]
+    more: bool
+
+
+class Events(msgspec.Struct, frozen=True, array_like=True, tag="events"):
+    """What happened since the snapshot or the frame before."""
+
+    started: list[Started]
+    ended: list[Ended]
+    refused: list[Refused]
+
+
+HeadFrame = BaseEnv | Start | Kill | Renew | Ack | Stop
+LauncherFrame = Snapshot | Events
+
+_encoder = msgspec.msgpack.Encoder()
+_head_decoder: msgspec.msgpack.Decoder[HeadFrame] = msgspec.msgpack.Decoder(HeadFrame)
+_launcher_decoder: msgspec.msgpack.Decoder[LauncherFrame] = msgspec.msgpack.Decoder(LauncherFrame)
+
+
+def encode(message: HeadFrame | LauncherFrame) -> bytes:
+    """The frame of `message`. Raises FrameError when it is longer than FRAME_BYTES."""
+    frame = bytearray(_LENGTH.size)
+    _encoder.encode_into(message, frame, _LENGTH.size)
+    length = len(frame) - _LENGTH.size
+    if length > FRAME_BYTES:
+        raise FrameError(f"a frame of {length} bytes exceeds {FRAME_BYTES}; send fewer items")
+    _LENGTH.pack_into(frame, 0, length)
+    return bytes(frame)
+
+
+def decode_head(payload: bytes) -> HeadFrame:
+    """What the head said. Raises FrameError."""
+    try:
+        return _head_decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"the head sent no valid frame: {error}") from error
+
+
+def decode_launcher(payload: bytes) -> LauncherFrame:
+    """What the launcher said. Raises FrameError."""
+    try:
+        return _launcher_decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"the launcher sent no valid frame: {error}") from error
+
+
+class FrameReader:
+    """Cuts a byte stream into frames; holds at most one unfinished frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The payloads that `data` completes. Raises FrameError at a length over FRAME_BYTES."""
+        self._buffer += data
+        start = 0
+        try:
+            while len(self._buffer) - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._buffer, start)
+                if length > FRAME_BYTES:
+                    raise FrameError(f"a frame of {length} bytes exceeds {FRAME_BYTES}")
+                end = start + _LENGTH.size + length
+                if len(self._buffer) < end:
+                    break
+                payload = bytes(memoryview(self._buffer)[start + _LENGTH.size : end])
+                start = end
+                yield payload
+        finally:
+            del self._buffer[:start]
