@@ -101,6 +101,7 @@ def parse_app(text: str, where: str) -> App:
         line, what = (found[1], str(e)[: found.start()]) if found else ("1", str(e))
         raise AppProblem(f"{where}:{line}: not valid TOML: {what}") from None
     try:
+        _check_named(table)
         app = msgspec.convert(table, App)
     except msgspec.ValidationError as e:
         field, what = _explain(str(e))
@@ -110,6 +111,19 @@ def parse_app(text: str, where: str) -> App:
     except Invalid as e:
         raise _problem(where, text, e.field or "", e.message) from None
     return app
+
+
+def _check_named(table: dict[str, Any]) -> None:
+    """Convert what stands under free names one by one: msgspec's message for the whole leaves them out."""
+    for field, kind in (("parameters", Parameter), ("env", str)):
+        named = table.get(field)
+        for name, value in named.items() if isinstance(named, dict) else ():
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError as e:
+                inner, what = _explain(str(e))
+                path = ".".join(part for part in (field, name, inner) if part)
+                raise msgspec.ValidationError(f"{what} - at `$.{path}`") from None
 
 
 def digest(app: App) -> str:

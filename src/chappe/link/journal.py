@@ -133,9 +133,7 @@ def granted(
     request_no: int, seen: tuple[int, int], grants: Sequence[Grant], submissions: list[Submission]
 ) -> list[Record]:
     """Records for what one reply brought, none of them too long for a spool file."""
-    records: list[Record] = [
-        Granted(request_no, seen, [], part) for part in _parts(submissions)
-    ]
+    records: list[Record] = [Granted(request_no, seen, [], part) for part in _parts(submissions)]
     records += [Granted(request_no, seen, part) for part in _parts(list(grants))]
     return records
 

@@ -104,18 +104,33 @@ def _read_bounded(path: Path) -> bytes:
             raise ResultProblem(
                 f"the job left no {path.name} in its directory", code="result_missing"
             ) from None
+        if e.errno == errno.ELOOP:
+            raise _unreadable(path, "it is a symbolic link; write the file itself") from None
         raise _unreadable(path, e.strerror or "error") from e
-    with os.fdopen(fd, "rb") as file:
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise _unreadable(path, "it is not a plain file")
-        try:
-            data = file.read(limits.RESULT_BYTES + 1)
-        except OSError as e:
-            raise _unreadable(path, e.strerror or "error") from e
+        if found.st_size > limits.RESULT_BYTES:
+            raise _too_large(path.name, found.st_size)
+        data = _read(fd)
+    except OSError as e:
+        raise _unreadable(path, e.strerror or "error") from e
+    finally:
+        os.close(fd)
     if len(data) > limits.RESULT_BYTES:
-        raise _too_large(path.name, max(found.st_size, len(data)))
+        raise _too_large(path.name, len(data))
     return data
+
+
+def _read(fd: int) -> bytes:
+    """The whole file, or a little more than the limit if it grew meanwhile."""
+    parts: list[bytes] = []
+    left = limits.RESULT_BYTES + 1
+    while left > 0 and (part := os.read(fd, left)):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _unreadable(path: Path, why: str) -> ResultProblem:

@@ -217,26 +217,36 @@ _ALLOWED = (
     nodes.Test,
 )
 _LOOP = frozenset({"index", "index0", "first", "last", "length"})
+_SPECIAL = ("range", "loop", "self", "super", "caller")  # not values, though Jinja2 knows them
 _DEPTH = 2
 
 
 def _check_nodes(tree: nodes.Node, field: str, depth: int = 0) -> None:
     for node in tree.iter_child_nodes():
-        allowed = isinstance(node, _ALLOWED)
+        inner: nodes.Node | None = node
         if isinstance(node, nodes.Getattr):
-            on_loop = isinstance(node.node, nodes.Name) and node.node.name == "loop"
-            allowed = on_loop and node.attr in _LOOP
+            allowed = _is_name(node.node, "loop") and node.attr in _LOOP
+            inner = None
         elif isinstance(node, nodes.Call):
-            allowed = isinstance(node.node, nodes.Name) and node.node.name == "range"
+            plain = not (node.kwargs or node.dyn_args or node.dyn_kwargs)
+            allowed = _is_name(node.node, "range") and plain
+            inner = nodes.List(node.args)
         elif isinstance(node, nodes.For):
             allowed = depth < _DEPTH and not node.recursive
+        else:
+            allowed = isinstance(node, _ALLOWED) and not _is_name(node, *_SPECIAL)
         if not allowed:
             raise TemplateProblem(
                 f"line {node.lineno}: a command template has values, operators, a few filters, "
-                f"`if` and two nested `for`, no {type(node).__name__.lower()}",
+                f"`if` and two nested `for`, but not this ({type(node).__name__.lower()})",
                 field=field,
             )
-        _check_nodes(node, field, depth + isinstance(node, nodes.For))
+        if inner is not None:
+            _check_nodes(inner, field, depth + isinstance(node, nodes.For))
+
+
+def _is_name(node: nodes.Node, *names: str) -> bool:
+    return isinstance(node, nodes.Name) and node.name in names
 
 
 def _text(value: Any) -> str:
