@@ -55,14 +55,18 @@ def test_deadlines_of_the_dead_are_noticed() -> None:
     os.close(deadlines.fd)
 
 
-def test_children_are_listed_both_ways(tmp_path: Path) -> None:
-    name = tmp_path / "a) R 1 (b"
+def test_children_are_listed_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = tmp_path / "a) R 1 (b"  # what could break the parsing of /proc/PID/stat
     name.symlink_to("/bin/sleep")
+    by_list, by_parent = ChildList(), ChildList()
+    monkeypatch.setattr(by_parent, "_fd", -1)  # as if the kernel had no list
+    known = children_by_parent(os.getpid())
     with subprocess.Popen([name, "600"]) as child:
         try:
-            assert child.pid in ChildList().read()
-            assert child.pid in children_by_parent(os.getpid())
-            assert os.getpid() not in children_by_parent(os.getpid())
+            for children in (by_list, by_parent):
+                assert children.besides(known) == [child.pid]
+                assert children.besides([*known, child.pid]) == []
+                assert sorted(children.besides([])) == sorted([*known, child.pid])
         finally:
             child.kill()
 

@@ -42,15 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from chappe.pilot.launch_loop import Launcher
     from chappe.pilot.procs import become_subreaper
 
-    arm_from_env()
     try:
+        arm_from_env()
         listener = (
             listen(options.socket)
             if options.listen_fd is None
             else socket.socket(fileno=options.listen_fd)
         )
     except (ChappeError, OSError) as error:
-        parser.exit(2, f"launcher: cannot listen at {options.socket}: {error}\n")
+        parser.exit(2, f"launcher at {options.socket}: {error}\n")
     _keep_descriptors_from_jobs()
     become_subreaper()
     os.chdir("/")

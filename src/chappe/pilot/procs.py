@@ -16,7 +16,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -60,15 +60,23 @@ class ChildList:
                 f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC
             )
 
-    def read(self) -> list[int]:
-        """Their pids. Nothing is missed: the list only grows while nobody but the caller reaps."""
+    def besides(self, known: Collection[int]) -> list[int]:
+        """Our children that are not among `known`, which all are our unreaped children.
+
+        None is missed: the kernel's list only grows while nobody but the caller reaps.
+        """
         if self._fd < 0:
-            return children_by_parent(os.getpid())
+            pids = children_by_parent(os.getpid())
+            return [pid for pid in pids if pid not in known]
         os.lseek(self._fd, 0, os.SEEK_SET)
         text = b""
         while part := os.read(self._fd, 65536):
             text += part
-        return [int(pid) for pid in text.split()]
+        if text.count(b" ") == len(
+            known
+        ):  # the usual case, told without parsing a thousand numbers
+            return []
+        return [pid for word in text.split() if (pid := int(word)) not in known]
 
 
 def children_by_parent(parent: int) -> list[int]:

@@ -79,9 +79,7 @@ class Reaper:
         be of any run that was known when it was first seen: it is killed when none of them is alive.
         """
         held: set[Key] = set()
-        for pid in self._children.read():
-            if pid in self._mains:
-                continue
+        for pid in self._children.besides(self._mains):
             owners = self._owners.get(pid)
             if owners is None:
                 owners = self._owners[pid] = self._find_owners(pid, known)
