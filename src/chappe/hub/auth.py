@@ -1,0 +1,76 @@
+"""From a bearer token to a Principal, remembered so that a busy pilot costs no read per request.
+
+The cache holds sha256 of tokens, not tokens. A revocation empties its entry on the event loop before
+the revoking request is answered; a look-up that was under way at that moment is not remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+
+from chappe.core.errors import Forbidden, Unauthenticated
+from chappe.store.principal import Principal
+
+CACHE = 10_000
+
+_SCOPE_WORDS = {"user": "a user's token", "site": "a site's token", "session": "a pilot's token"}
+
+
+class Auth:
+    """`check` answers who is calling, or raises. `lookup` finds a token's Principal in the store."""
+
+    def __init__(
+        self, lookup: Callable[[str], Awaitable[Principal | None]], clock: Callable[[], float]
+    ) -> None:
+        self._lookup = lookup
+        self._clock = clock
+        self._known: OrderedDict[bytes, Principal] = OrderedDict()
+        self._digests: dict[str, bytes] = {}
+        self._revision = 0
+
+    async def check(self, authorization: str | None, scopes: frozenset[str]) -> Principal:
+        """The Principal of an Authorization header, if its scope is among `scopes`.
+
+        Raises Unauthenticated (no token, unknown, revoked, expired) or Forbidden (other scope).
+        """
+        principal = await self._principal(authorization)
+        if principal.expires_at is not None and principal.expires_at <= self._clock():
+            raise Unauthenticated("the token has expired: make a new one", code="token_expired")
+        if principal.scope not in scopes:
+            wanted = " or ".join(_SCOPE_WORDS[s] for s in sorted(scopes, reverse=True))
+            raise Forbidden(f"this needs {wanted}; yours is {_SCOPE_WORDS[principal.scope]}")
+        return principal
+
+    async def _principal(self, authorization: str | None) -> Principal:
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise Unauthenticated("send a token: the header `Authorization: Bearer chp_...`")
+        digest = hashlib.sha256(token.encode()).digest()
+        known = self._known.get(digest)
+        if known is not None:
+            self._known.move_to_end(digest)
+            return known
+        revision = self._revision
+        found = await self._lookup(token)
+        if found is None:
+            raise Unauthenticated("the token is unknown or was revoked")
+        if revision == self._revision:
+            self._remember(digest, found)
+        return found
+
+    def _remember(self, digest: bytes, principal: Principal) -> None:
+        self._known[digest] = principal
+        self._digests[principal.token_prefix] = digest
+        while len(self._known) > CACHE:
+            _, oldest = self._known.popitem(last=False)
+            self._digests.pop(oldest.token_prefix, None)
+
+    def revoked(self, prefixes: Iterable[str]) -> None:
+        """Forget these tokens."""
+        self._revision += 1
+        for prefix in prefixes:
+            digest = self._digests.pop(prefix, None)
+            if digest is not None:
+                self._known.pop(digest, None)

@@ -1,0 +1,168 @@
+"""The live feed: Events as server-sent events, by cursor.
+
+A commit is only a hint that there is more. Each stream keeps its own position and reads on from there,
+up to the committed head, in a worker thread that also encodes. A stream waits for its client (TCP's
+back-pressure reaches `send`), so a slow one is behind, and holds one page of memory. Under load a stream
+reads at most every 20 ms; its first read after a quiet time is at once. Streams that look for the same
+from the same position share one read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+from sqlalchemy import Connection
+
+from chappe.core import limits
+from chappe.core.errors import Busy, Gone, Invalid
+from chappe.store import feed
+from chappe.store.feed import EventFilter
+from chappe.store.principal import Principal
+from chappe.wire.events import cursor_of, parse_cursor
+
+if TYPE_CHECKING:
+    from chappe.hub.state import Hub
+
+SPACING_S = 0.02
+KEEP_ALIVE_S = 15.0
+PAGE = 1_000
+
+_encode = msgspec.json.Encoder().encode
+
+#: (project, filter, after, head): what one read answers.
+_Read = tuple[int, EventFilter, int, int]
+
+
+def position(hub: Hub, principal: Principal, cursor: str | None, *, absent: int | None) -> int:
+    """The seq that a cursor stands for. `absent` is what no cursor means, None: now.
+
+    Raises Gone `cursor_reset` for a cursor of another incarnation, or from beyond the head.
+    """
+    head = hub.store.head(principal.project_n)
+    if cursor is None or cursor == "":
+        return head if absent is None else absent
+    if cursor == "now":
+        return head
+    try:
+        incarnation, seq = parse_cursor(cursor)
+    except ValueError:
+        raise Invalid("a cursor is `now`, or one that the hub gave", field="cursor") from None
+    if incarnation != hub.store.incarnation or seq > head:
+        raise Gone(
+            "the hub was restored from a backup since this cursor was given: read anew from the start",
+            code="cursor_reset",
+            field="cursor",
+        )
+    if seq < 0:
+        raise Invalid("a cursor is `now`, or one that the hub gave", field="cursor")
+    return seq
+
+
+class Streams:
+    """The open streams, and the reads that they share."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._open: dict[int, set[asyncio.Event]] = {}
+        self._count = 0
+        self._reads: dict[_Read, asyncio.Future[tuple[bytes, int]]] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def hint(self, projects: Mapping[int, int]) -> None:
+        """Projects (row numbers) have new Events."""
+        for project in projects:
+            for event in self._open.get(project, ()):
+                event.set()
+
+    def stop(self) -> None:
+        """Wake all streams, so that they see that the Hub stops."""
+        for project in self._open.values():
+            for event in project:
+                event.set()
+
+    def open(self, p: Principal, f: EventFilter, cursor: str | None) -> AsyncGenerator[bytes, None]:
+        """The chunks of a stream that begins after `cursor` (None: now). Raises Gone or Busy."""
+        after = position(self._hub, p, cursor, absent=None)
+        if self._count >= limits.STREAMS:
+            raise Busy(f"{limits.STREAMS} streams are open, which is the limit; close some")
+        return self._run(p, f, after)
+
+    async def _run(self, p: Principal, f: EventFilter, after: int) -> AsyncGenerator[bytes, None]:
+        hub, store = self._hub, self._hub.store
+        loop = asyncio.get_running_loop()
+        incarnation = store.incarnation
+        more = asyncio.Event()
+        self._count += 1
+        self._open.setdefault(p.project_n, set()).add(more)
+        told, read_at = after, 0.0
+        try:
+            yield b": ready\n\n"
+            while not hub.stopping.is_set() and store.incarnation == incarnation:
+                more.clear()
+                head = store.head(p.project_n)
+                if head > after:
+                    await self._pace(read_at)
+                    read_at = loop.time()
+                    chunk, after = await self._read(p, f, after, store.head(p.project_n))
+                    if chunk:
+                        told = after
+                        yield chunk
+                elif not await _within(more, KEEP_ALIVE_S):
+                    # A position without an Event: who reconnects need not have it scanned again.
+                    moved = f"id: {cursor_of(incarnation, after)}\n" if after > told else ""
+                    told = after
+                    yield f": keep-alive\n{moved}\n".encode()
+        finally:
+            self._count -= 1
+            among = self._open[p.project_n]
+            among.discard(more)
+            if not among:
+                del self._open[p.project_n]
+
+    async def _pace(self, read_at: float) -> None:
+        """Wait until SPACING_S after the last read, or until the Hub stops."""
+        left = read_at + SPACING_S - asyncio.get_running_loop().time()
+        if left > 0:
+            await _within(self._hub.stopping, left)
+
+    async def _read(self, p: Principal, f: EventFilter, after: int, head: int) -> tuple[bytes, int]:
+        """Encoded Events and the position behind them; one read for all who ask for the same now."""
+        key = (p.project_n, f, after, head)
+        shared = self._reads.get(key)
+        if shared is None:
+            shared = asyncio.ensure_future(
+                self._hub.read(_page, p, after, head, f, self._hub.store.incarnation)
+            )
+            self._hub.metrics.events_sent.inc()
+            self._reads[key] = shared
+            shared.add_done_callback(lambda done: self._read_done(key, done))
+        # Shielded: a client that leaves must not cancel what others wait for.
+        return await asyncio.shield(shared)
+
+    def _read_done(self, key: _Read, done: asyncio.Future[tuple[bytes, int]]) -> None:
+        del self._reads[key]
+        if not done.cancelled():
+            done.exception()  # looked at here, because all who waited may have left
+
+
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _page(
+    conn: Connection, p: Principal, after: int, head: int, f: EventFilter, incarnation: int
+) -> tuple[bytes, int]:
+    events, scanned = feed.page(conn, p, after, head, PAGE, f)
+    return b"".join(
+        b"id: %d:%d\ndata: %b\n\n" % (incarnation, event.seq, _encode(event)) for event in events
+    ), scanned

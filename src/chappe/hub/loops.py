@@ -1,0 +1,106 @@
+"""What the Hub does on its own timers. Each loop is supervised: one that fails is logged and begun again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from chappe.core import limits
+from chappe.hub.state import Hub
+from chappe.store import upkeep
+from chappe.store.tx import Tx
+
+#: Sessions are looked over at least this often, and back-offs looked up anew.
+LOOK_S = 5.0
+DUE_LOOK_S = 30.0
+PURGE_S = 3_600.0
+RESTART_FIRST_S = 1.0
+RESTART_MOST_S = 60.0
+
+log = structlog.get_logger("chappe.hub.loops")
+
+
+async def run(hub: Hub) -> None:
+    """Run all loops until the Hub stops."""
+    hub.liveness.open(await hub.read(upkeep.open_sessions))
+    async with asyncio.TaskGroup() as group:
+        for loop in (sessions, due, purge):
+            group.create_task(supervised(hub, loop))
+
+
+async def supervised(hub: Hub, loop: Callable[[Hub], Awaitable[None]]) -> None:
+    """Run `loop` until the Hub stops, again after every failure, later and later."""
+    wait_s = RESTART_FIRST_S
+    while not hub.stopping.is_set():
+        try:
+            await loop(hub)
+            wait_s = RESTART_FIRST_S
+        except Exception:
+            log.exception("upkeep failed, and is begun again", loop=loop.__name__)
+            await _sleep(hub, wait_s)
+            wait_s = min(2 * wait_s, RESTART_MOST_S)
+
+
+async def _sleep(hub: Hub, seconds: float) -> None:
+    """Sleep, but not beyond the Hub's stop."""
+    try:
+        async with asyncio.timeout(seconds):
+            await hub.stopping.wait()
+    except TimeoutError:
+        return
+
+
+async def sessions(hub: Hub) -> None:
+    """Once: mark Sessions silent that were not heard for the TTL, and take over what asked for it."""
+    hub.liveness.open(await hub.read(upkeep.open_sessions))
+    if hub.liveness.late(limits.SESSION_TTL_S):
+        hub.liveness.mark(await hub.write(_silence, hub))
+    ago = hub.liveness.ago_s().values()
+    if any(s > limits.SESSION_TTL_S for s in ago):
+        await hub.write(_takeovers, hub)
+    to_come = [limits.SESSION_TTL_S - s for s in ago if s <= limits.SESSION_TTL_S]
+    await _sleep(hub, max(0.01, min([LOOK_S, *to_come])))
+
+
+def _silence(tx: Tx, hub: Hub) -> dict[int, float]:
+    """Decided here, on the writer's thread, so that a sync that came meanwhile counts."""
+    late = hub.liveness.late(limits.SESSION_TTL_S)
+    upkeep.silence(tx, list(late))
+    return late
+
+
+def _takeovers(tx: Tx, hub: Hub) -> None:
+    """Decided here, on the writer's thread, so that a sync that came meanwhile counts."""
+    upkeep.takeovers(tx, hub.liveness.ago_s())
+
+
+async def due(hub: Hub) -> None:
+    """Once: release the Jobs whose time has come, end Sessions past their hard end, sleep to the next."""
+    hub.due.clear()
+    at = await hub.read(upkeep.next_due)
+    now = hub.clock()
+    if at is not None and at <= now:
+        await hub.write(_release)
+        return
+    seconds = DUE_LOOK_S if at is None else min(at - now, DUE_LOOK_S)
+    waits = [asyncio.ensure_future(e.wait()) for e in (hub.due, hub.stopping)]
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+def _release(tx: Tx) -> None:
+    upkeep.release_due(tx)
+    upkeep.reap_hard_ends(tx)
+
+
+async def purge(hub: Hub) -> None:
+    """Once: forget tombstones past their term, in small commands, then sleep an hour."""
+    gone = 1
+    while gone and not hub.stopping.is_set():
+        gone = await hub.write(upkeep.purge, bulk=True)
+    await _sleep(hub, PURGE_S)

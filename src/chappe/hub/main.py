@@ -1,0 +1,163 @@
+"""The Hub's composition root: options, store, certificate, first start, server, loops, stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from chappe.core.errors import ChappeError, Unavailable
+from chappe.hub import logs
+from chappe.link.clock import boottime, now
+from chappe.link.faults import arm_from_env
+
+if TYPE_CHECKING:
+    from chappe.hub import tls
+    from chappe.store.db import Store
+
+DEFAULT_PORT = 8461
+
+log = structlog.get_logger("chappe.hub")
+
+
+def default_data() -> Path:
+    """Where a Hub keeps its files by default."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local/share") / "chappe"
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """How to start a Hub. `db` None: SQLite in the data directory. Port 0: a free one, which is printed.
+
+    `url_host` is the name that clients use, where it is not `host`.
+    """
+
+    data: Path
+    db: str | None = None
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    log_level: str = "info"
+    ready_file: Path | None = None
+    url_host: str | None = None
+
+
+def run(options: HubOptions) -> int:
+    """Run a Hub until SIGTERM or SIGINT. Returns the exit code; errors go to stderr in words."""
+    logs.configure(options.log_level)
+    try:
+        arm_from_env()
+        _run(options)
+    except ChappeError as error:
+        print(f"chappe hub: {error.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(options: HubOptions) -> None:
+    # Imported here, so that `--help` and wrong options cost nothing.
+    from chappe.hub import tls
+    from chappe.hub.bootstrap import ensure_owner, user_path
+    from chappe.store.db import open_store
+
+    data = options.data.absolute()
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    store = open_store(options.db or f"sqlite:///{data / 'hub.sqlite'}", clock=now)
+    try:
+        listener = _bind(options)
+        port = listener.getsockname()[1]
+        url = f"https://{_url_host(options)}:{port}"
+        files = tls.files(data, options.tls_cert, options.tls_key, now())
+        for path in ensure_owner(store, data, url, files.ca, user_path()):
+            print(f"wrote {path}: the client's configuration, with its token", file=sys.stderr)
+        _serve(options, store, files, listener, url)
+    finally:
+        store.close()
+    log.info("stopped")
+
+
+def _bind(options: HubOptions) -> socket.socket:
+    from chappe.hub.serve import bind
+
+    try:
+        return bind(options.host, options.port)
+    except OSError as e:
+        raise Unavailable(
+            f"cannot listen on {options.host} port {options.port}: {e.strerror or e}; "
+            "choose another with --host and --port",
+            field="port",
+        ) from None
+
+
+def _url_host(options: HubOptions) -> str:
+    if options.url_host is not None:
+        return options.url_host
+    if options.host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return socket.gethostname()
+    return f"[{options.host}]" if ":" in options.host else options.host
+
+
+def _serve(
+    options: HubOptions, store: Store, files: tls.Files, listener: socket.socket, url: str
+) -> None:
+    import uvloop
+
+    from chappe.hub import loops, serve
+    from chappe.hub.app import create_app
+    from chappe.hub.state import Hub
+
+    async def main() -> None:
+        hub = Hub(store, now, boottime)
+        hub.start()
+        app = create_app(hub)
+        upkeep = asyncio.create_task(loops.run(hub))
+        server = serve.Server(
+            serve.config(app, files), ready=lambda: _say_ready(options, url), stop=hub.stop
+        )
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            hub.stop()
+            await upkeep
+            hub.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def _say_ready(options: HubOptions, url: str) -> None:
+    line = f"hub ready {url}"
+    print(line, flush=True)
+    if options.ready_file is not None:
+        from chappe.link.files import write_atomic
+
+        write_atomic(options.ready_file, f"{line}\n".encode(), 0o644, durable=False)
+    log.info("ready", url=url, pid=os.getpid())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m chappe.hub`; the exit code."""
+    parser = argparse.ArgumentParser(prog="chappe hub start", description="Start a hub.")
+    parser.add_argument("--data", type=Path, default=default_data(), help="directory of its files")
+    parser.add_argument("--db", help="sqlite:///PATH, where it is not in the data directory")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0: a free one")
+    parser.add_argument("--url-host", help="name that clients use, where it is not --host")
+    parser.add_argument(
+        "--tls-cert", type=Path, help="certificate (PEM), instead of a self-made one"
+    )
+    parser.add_argument("--tls-key", type=Path, help="its key (PEM)")
+    parser.add_argument("--log-level", choices=sorted(logs.LEVELS), default="info")
+    parser.add_argument("--ready-file", type=Path, help="file to write the ready line to")
+    given = parser.parse_args(arguments)
+    return run(HubOptions(**vars(given)))

@@ -1,0 +1,51 @@
+"""Whether the process lives, whether it can work, and its metrics. No token is needed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy import Connection, text
+
+from chappe.core.errors import Unavailable
+from chappe.hub import metrics
+from chappe.hub.call import Call, Content
+from chappe.store.tx import Tx
+from chappe.wire.jobs import Counts
+
+READY_WITHIN_S = 5.0
+
+COUNTS = text("SELECT '', '', state, sum(count) FROM counter GROUP BY state HAVING sum(count) <> 0")
+SESSIONS = text("SELECT state, count(*) FROM session GROUP BY state")
+
+
+async def healthz(call: Call[None, None]) -> Content:
+    """Answer 200 while the process lives."""
+    return Content(b"ok\n", "text/plain; charset=utf-8")
+
+
+async def readyz(call: Call[None, None]) -> Content:
+    """Answer 200 when the writer and the readers answer, else 503."""
+    if call.hub.stopping.is_set():
+        raise Unavailable("the hub is stopping")
+    try:
+        async with asyncio.timeout(READY_WITHIN_S):
+            await call.hub.write(_nothing)
+            await call.hub.read(_count)
+    except TimeoutError:
+        raise Unavailable(f"the store did not answer within {READY_WITHIN_S:.0f} s") from None
+    return Content(b"ready\n", "text/plain; charset=utf-8")
+
+
+def _nothing(tx: Tx) -> None:
+    """A command that changes nothing: that it is answered says that the writer lives."""
+
+
+async def prometheus(call: Call[None, None]) -> Content:
+    """Metrics in Prometheus' text format."""
+    counts, sessions = await call.hub.read(_count)
+    return Content(metrics.render(call.hub, counts, sessions), metrics.CONTENT_TYPE)
+
+
+def _count(conn: Connection) -> tuple[Counts, list[tuple[str, int]]]:
+    jobs = [(row[0], row[1], row[2], row[3]) for row in conn.execute(COUNTS)]
+    return Counts(jobs), [(row[0], row[1]) for row in conn.execute(SESSIONS)]

@@ -1,0 +1,198 @@
+"""Jobs: create, list, show, act on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+
+from chappe.core import limits
+from chappe.core.errors import Invalid
+from chappe.core.ids import check_id
+from chappe.hub.call import Call, Content
+from chappe.hub.live import position
+from chappe.link.results import check_bytes
+from chappe.store import acts, queries, why
+from chappe.store.create import create_jobs, prepare
+from chappe.store.feed import EventFilter, page
+from chappe.store.principal import Principal
+from chappe.store.sync import store_result
+from chappe.store.tx import Tx
+from chappe.wire.events import EventPage, cursor_of
+from chappe.wire.jobs import (
+    ActOnJobs,
+    ActReply,
+    Counts,
+    CreateJobs,
+    CreateReply,
+    JobFilter,
+    JobPage,
+    JobView,
+    ParentPage,
+    QueryJobs,
+    Why,
+)
+
+#: Requests with more Jobs than this are prepared beside the loop, and wait in the writer's bulk lane.
+SMALL = 100
+
+Act = Callable[[Tx, Principal, ActOnJobs, int], acts.Answer]
+
+
+class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which Jobs; all conditions must hold. `tag` is `key=value`, and may be given several times."""
+
+    phase: str | None = None
+    state: str | None = None
+    site: str | None = None
+    app: str | None = None
+    name: str | None = None
+    parent: str | None = None
+    id_prefix: str | None = None
+    tag: list[str] = []
+    limit: int = limits.PAGE_DEFAULT
+    cursor: str | None = None
+
+
+class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the page before this one ended."""
+
+    cursor: str | None = None
+
+
+class ResultQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The attempt that a result belongs to, and the sha256 of its bytes (hexadecimal)."""
+
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+def tags_of(pairs: list[str]) -> dict[str, str]:
+    """`key=value` texts as a mapping. Raises Invalid."""
+    tags = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise Invalid(f"a tag is written key=value, not {pair[:60]!r}", field="tag")
+        tags[key] = value
+    return tags
+
+
+async def create(call: Call[CreateJobs, None]) -> CreateReply:
+    """Create up to 10 000 Jobs, all or none. Repeating a request is harmless.
+
+    An error about single Jobs brings their verdicts in `details`.
+    """
+    hub, p, body = call.hub, call.principal, call.body
+    catalog, now = hub.store.writer.catalog, hub.clock()
+    bulk = len(body.jobs) > SMALL
+    if bulk:
+        prepared = await hub.prepare(prepare, catalog, p, body, now)
+    else:
+        prepared = prepare(catalog, p, body, now)
+    return await hub.write(create_jobs, p, prepared, bulk=bulk)
+
+
+async def index(call: Call[None, JobsQuery]) -> JobPage:
+    """List Jobs, newest first."""
+    q = call.query
+    filter_ = JobFilter(
+        phase=q.phase,
+        state=q.state,
+        site=q.site,
+        app=q.app,
+        name=q.name,
+        parent=q.parent,
+        id_prefix=q.id_prefix,
+        tags=tags_of(q.tag),
+    )
+    return await call.hub.read(queries.list_jobs, call.principal, filter_, q.limit, q.cursor)
+
+
+async def query(call: Call[QueryJobs, None]) -> JobPage:
+    """List Jobs by a filter that is too long for a URL."""
+    q = call.body
+    return await call.hub.read(queries.list_jobs, call.principal, q.filter, q.limit, q.cursor)
+
+
+async def counts(call: Call[None, None]) -> Counts:
+    """Count Jobs by Site, App and state."""
+    return await call.hub.read(queries.counts, call.principal)
+
+
+async def show(call: Call[None, None]) -> JobView:
+    """Show one Job with its spec."""
+    return await call.hub.read(queries.get_job, call.principal, call.path["id"])
+
+
+async def events(call: Call[None, PageQuery]) -> EventPage:
+    """List the Events of one Job, oldest first."""
+    hub, p, id = call.hub, call.principal, call.path["id"]
+    after = position(hub, p, call.query.cursor, absent=0)
+    head = hub.store.head(p.project_n)
+    await hub.read(queries.job_n, p, id)
+    f = EventFilter(jobs=(id,))
+    found, scanned = await hub.read(page, p, after, head, limits.PAGE_MAX, f)
+    return EventPage(found, cursor_of(hub.store.incarnation, scanned))
+
+
+async def explain(call: Call[None, None]) -> Why:
+    """Say what a Job waits for."""
+    return await call.hub.read(why.why, call.principal, call.path["id"], call.hub.clock())
+
+
+async def parents(call: Call[None, PageQuery]) -> ParentPage:
+    """List a Job's parents in the order of its spec."""
+    return await call.hub.read(queries.parents, call.principal, call.path["id"], call.query.cursor)
+
+
+async def result(call: Call[None, None]) -> Content:
+    """Fetch the result of a finished Job."""
+    media, sha256, body = await call.hub.read(queries.result, call.principal, call.path["id"])
+    # What a Job wrote is never to be run by a browser that is shown it.
+    headers = {
+        "etag": f'"{sha256}"',
+        "x-content-type-options": "nosniff",
+        "content-disposition": "attachment",
+        "content-security-policy": "sandbox",
+    }
+    return Content(body, media, headers=headers)
+
+
+async def put_result(call: Call[bytes, ResultQuery]) -> None:
+    """Store an attempt's result, before its end is reported. The Content-Type is the media type."""
+    q, media = call.query, call.headers.get("content-type", "")
+    id = check_id(call.path["id"], "id")
+    if hashlib.sha256(call.body).hexdigest() != q.sha256:
+        raise Invalid("the bytes do not have this sha256; send them again", field="sha256")
+    await call.hub.prepare(check_bytes, media, call.body)
+    await call.hub.write(store_result, call.principal, id, q.epoch, q.sha256, media, call.body)
+
+
+async def cancel(call: Call[ActOnJobs, None]) -> ActReply:
+    """Cancel Jobs by ids or by filter."""
+    return await _act(call, acts.cancel)
+
+
+async def retry(call: Call[ActOnJobs, None]) -> ActReply:
+    """Start Jobs again that failed or were cancelled."""
+    return await _act(call, acts.retry)
+
+
+async def delete(call: Call[ActOnJobs, None]) -> ActReply:
+    """Delete final Jobs by ids or by filter; others are skipped and counted."""
+    return await _act(call, acts.delete)
+
+
+async def _act(call: Call[ActOnJobs, None], act: Act) -> ActReply:
+    """Act in chunks, each a transaction of its own, until there are no more."""
+    total: Counter[str] = Counter()
+    after: int | None = 0
+    reply = ActReply({})
+    while after is not None:
+        reply, after = await call.hub.write(act, call.principal, call.body, after, bulk=True)
+        total.update(reply.counts)
+    return ActReply(dict(total), reply.verdicts)

@@ -1,0 +1,61 @@
+"""The pilots' long poll. A sync that has nothing to say waits until it has, or until its time is up."""
+
+from __future__ import annotations
+
+import asyncio
+
+from chappe.core import limits
+from chappe.hub.call import Call
+from chappe.hub.polls import Poll
+from chappe.hub.state import Hub
+from chappe.store import sync as store
+from chappe.wire.sync import SyncReply, SyncRequest
+
+
+async def sync(call: Call[SyncRequest, None]) -> SyncReply:
+    """A pilot's reports, heartbeat and free capacity; verdicts, renewals and new work.
+
+    Answered at once when there is anything to say, else after at most `wait_s` (up to 30 s).
+    """
+    hub, p, req = call.hub, call.principal, call.body
+    groups = [("session", p.session_id), ("work", p.site_n)]
+    if req.capacity is None or (req.capacity.cores <= 0 and req.capacity.prefetch <= 0):
+        groups.pop()
+    key = ("session", p.session_n)
+    _heard(hub, p.session_n)
+    with hub.polls.poll(key, req.request_no, tuple(groups)) as poll:
+        reply = await hub.write(store.sync, p, req)
+        _heard(hub, p.session_n)
+        hub.metrics.sync(reply)
+        if req.wait_s > 0 and _says_nothing(reply):
+            reply = await _wait(call, poll, reply)
+    return reply
+
+
+def _heard(hub: Hub, session: int | None) -> None:
+    if session is not None:
+        hub.liveness.heard(session)
+
+
+async def _wait(call: Call[SyncRequest, None], poll: Poll, reply: SyncReply) -> SyncReply:
+    """Look again at every hint, until there is something to say or nobody listens any more."""
+    hub, req = call.hub, call.body
+    deadline = asyncio.get_running_loop().time() + min(req.wait_s, limits.WAIT_MAX_S)
+    leaving = asyncio.ensure_future(call.left())
+    leaving.add_done_callback(lambda _left: poll.end())
+    try:
+        while _says_nothing(reply) and await poll.wait(deadline):
+            reply = await hub.write(store.acquire, call.principal, req)
+            hub.metrics.sync(reply)
+    finally:
+        leaving.cancel()
+    return reply
+
+
+def _says_nothing(reply: SyncReply) -> bool:
+    return not (reply.verdicts or reply.grants or reply.kill or reply.unknown or reply.drain)
+
+
+async def wake(call: Call[None, None]) -> None:
+    """Have this Session's waiting sync answered at once, because a report became due."""
+    call.hub.polls.wake(("session", call.principal.session_n))

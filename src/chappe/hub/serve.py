@@ -1,0 +1,101 @@
+"""uvicorn, started from code, and stopped in time.
+
+A stop answers what waits, lets requests end, and then does not wait for clients that keep their TLS
+connection open without reading: closing one politely takes the asking for up to 30 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from chappe.hub.tls import Files
+
+#: Requests in progress may take so long to end; then they are cancelled.
+REQUESTS_S = 1.0
+#: Connections may take so long to close; then they are cut.
+CLOSE_S = 0.2
+KEEP_ALIVE_S = 75
+BACKLOG = 2_048
+
+log = structlog.get_logger("chappe.hub")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with our ready line and our way to stop."""
+
+    def __init__(
+        self, config: uvicorn.Config, ready: Callable[[], None], stop: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._ready = ready
+        self._stop = stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, then say so."""
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: stop. A stop that was asked for is no failure, so the signal is not raised again."""
+        log.info("stopping", signal=signal.Signals(sig).name)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer, close, and cut what does not close."""
+        for server in self.servers:
+            server.close()
+        self._stop()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        if self.server_state.tasks:
+            _, late = await asyncio.wait(self.server_state.tasks, timeout=REQUESTS_S)
+            for task in late:
+                task.cancel()
+        if self.server_state.connections:
+            await asyncio.sleep(CLOSE_S)
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await self.lifespan.shutdown()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket's address taken (port 0: a free one). Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def config(app: object, tls: Files) -> uvicorn.Config:
+    """The settings of uvicorn for the Hub."""
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        backlog=BACKLOG,
+        ssl_certfile=str(tls.cert),
+        ssl_keyfile=str(tls.key),
+    )

@@ -1,0 +1,154 @@
+"""What the routes share: the store seen from the event loop, who waits for what, and whether we stop.
+
+Writes go to the writer's thread and are awaited; reads go to as many threads as the store has readers.
+After each commit the writer hands over what changed (`Effects`); here that becomes hints on the loop,
+gathered so that a burst of commits costs one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from chappe.core import limits
+from chappe.core.errors import Busy, ChappeError, Invalid, Unavailable
+from chappe.hub.auth import Auth
+from chappe.hub.live import Streams
+from chappe.hub.liveness import Liveness
+from chappe.hub.metrics import Metrics
+from chappe.hub.polls import Polls
+from chappe.store.db import READERS, Store
+from chappe.store.principal import find
+from chappe.store.tx import Effects
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+#: Reads that may wait for a reader before the Hub says that it is busy.
+READS_WAITING = 2_000
+#: Bytes of request bodies held at once.
+BODIES_BYTES = 8 * limits.BODY_BYTES
+
+
+class Hub:
+    """The running service, on its event loop. `start` it there, `stop` it before the store is closed."""
+
+    def __init__(self, store: Store, clock: Callable[[], float], boot: Callable[[], float]) -> None:
+        self.store = store
+        self.clock = clock
+        self.polls = Polls()
+        self.metrics = Metrics()
+        self.streams = Streams(self)
+        self.liveness = Liveness(boot)
+        self.auth = Auth(lambda token: self.read(find, token), clock)
+        self.due = asyncio.Event()
+        self.stopping = asyncio.Event()
+        self.bodies_bytes = 0
+        #: By Site: its agent, and what that was told that stays true for long (see routes.sites).
+        self.agents_told: dict[int | None, tuple[str, frozenset[str]]] = {}
+        self._reads = 0
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="chappe-read")
+        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="chappe-prepare")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+        self._effects: Effects | None = None
+
+    def start(self) -> None:
+        """Begin to listen to the writer. Called on the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self.store.writer.on_commit = self._committed
+
+    def stop(self) -> None:
+        """Answer everybody who waits. May be called twice."""
+        self.stopping.set()
+        self.polls.stop()
+        self.streams.stop()
+
+    def close(self) -> None:
+        """Cease to listen to the writer, and end the threads. After the last request."""
+        self.store.writer.on_commit = lambda _effects: None
+        self._readers.shutdown(cancel_futures=True)
+        self._preparer.shutdown(cancel_futures=True)
+
+    async def write(self, fn: Callable[..., T], *args: Any, bulk: bool = False) -> T:
+        """Run `fn(tx, *args)` on the writer's thread; its value, once it is committed."""
+        try:
+            return await asyncio.wrap_future(self.store.writer.submit(fn, *args, bulk=bulk))
+        except DBAPIError as e:
+            raise in_words(e) from e
+
+    async def read(self, fn: Callable[..., T], *args: Any) -> T:
+        """Run `fn(conn, *args)` in a snapshot, on a reader's thread. Busy when too many wait."""
+        if self._reads >= READS_WAITING:
+            raise Busy("too many reads wait; try again in a moment")
+        self._reads += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._readers, self.store.read, fn, *args
+            )
+        except DBAPIError as e:
+            raise in_words(e) from e
+        finally:
+            self._reads -= 1
+
+    async def prepare(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a long computation beside the loop, one at a time."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._preparer, lambda: fn(*args, **kwargs)
+        )
+
+    # -- hints -------------------------------------------------------------------------------------
+
+    def _committed(self, effects: Effects) -> None:
+        """Called on the writer's thread after each commit, before the commit is answered."""
+        with self._lock:
+            waiting = self._effects
+            if waiting is not None:
+                _merge(waiting, effects)
+                return
+            self._effects = effects
+        assert self._loop is not None  # noqa: S101 - set by start(), which is what installed this
+        self._loop.call_soon_threadsafe(self._dispatch)
+
+    def _dispatch(self) -> None:
+        with self._lock:
+            effects, self._effects = self._effects, None
+        if effects is None:
+            return
+        if effects.revoked:
+            self.auth.revoked(effects.revoked)
+        self.polls.hint(("work", n) for n in effects.work)
+        self.polls.hint(("session", id) for id in effects.kill)
+        self.polls.hint(("agent", n) for n in effects.agents)
+        self.streams.hint(effects.events)
+        if effects.due:
+            self.due.set()
+
+
+def _merge(into: Effects, more: Effects) -> None:
+    into.events.update(more.events)
+    into.work |= more.work
+    into.kill |= more.kill
+    into.agents |= more.agents
+    into.revoked |= more.revoked
+    into.due = into.due or more.due
+
+
+def in_words(error: DBAPIError) -> ChappeError:
+    """A failure of the database as an error that the caller can act on."""
+    words = str(error.orig)
+    if isinstance(error, OperationalError):
+        if "disk is full" in words or "disk I/O" in words:
+            return Unavailable(
+                "the hub's disk is full or failing: nothing was changed; free some space there",
+                code="disk_full",
+            )
+        return Unavailable(f"the hub's database does not answer: {words}", code="database")
+    if "too large" in words:
+        return Invalid("a number in the request is larger than any that is stored")
+    raise error
