@@ -16,7 +16,7 @@ from chappe.core import leases
 from chappe.core.errors import Invalid
 from chappe.core.jobs import ParentPolicy
 from chappe.core.states import FINAL, State
-from chappe.store.changes import Change, apply, settle_children
+from chappe.store.changes import Change, apply, settle_deleted
 from chappe.store.create import (
     PreparedSubmission,
     check_hash,
@@ -180,24 +180,29 @@ def _open_parents(tx: Tx, again: dict[int, JobRow], codes: dict[int, str]) -> di
     for child, parent, final, finished in tx.read(PARENTS, ns=to_json(list(again))):
         parents.setdefault(child, []).append((parent, bool(final), bool(finished)))
     while True:
-        refused = [
-            n
-            for n, ps in parents.items()
-            if n in again
-            and again[n].parent_policy is ParentPolicy.FAIL
-            and any(final and not finished and q not in again for q, final, finished in ps)
-        ]
+        refused = [n for n, ps in parents.items() if n in again and _hopeless(again, n, ps)]
         if not refused:
             break
         for n in refused:
             codes[n] = "parents_failed"
             del again[n]
-    open_ = {
+    return {
         n: sum(not final or q in again for q, final, _ in ps)
         for n, ps in parents.items()
         if n in again
     }
-    return {n: count for n, count in open_.items() if count}
+
+
+def _hopeless(again: dict[int, JobRow], n: int, parents: list[tuple[int, bool, bool]]) -> bool:
+    """Whether the Job would only fail again, for what its parents are."""
+    lost = [final and not finished and q not in again for q, final, finished in parents]
+    match again[n].parent_policy:
+        case ParentPolicy.FAIL:
+            return any(lost)
+        case ParentPolicy.SUCCEEDED:
+            return all(lost)
+        case _:
+            return False
 
 
 def delete(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
@@ -213,7 +218,7 @@ def delete(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
         for row in gone:
             tx.count(row.project, row.site or 0, row.app or "", row.state, -1)
             tx.event(row.project, "job.deleted", row.n, attempt=row.attempt, epoch=row.epoch)
-        settle_children(tx, [row.n for row in gone], lower=False)
+        settle_deleted(tx, [row.n for row in gone])
         return {row.n: "deleted" if row.state in FINAL else "not_final" for row in rows}
 
     return _act(tx, p, act, after, decide)

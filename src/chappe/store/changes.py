@@ -59,9 +59,18 @@ class Change:
 
 
 def apply(tx: Tx, changes: Sequence[Change]) -> None:
-    """Write decisions about different Jobs, then settle the children of those that became final."""
-    if not changes:
-        return
+    """Write decisions about different Jobs, then settle the children of those that became final.
+
+    Generation by generation, in a loop: a chain may be as long as a request is large.
+    """
+    while changes:
+        _write(tx, changes)
+        finals = [c.row.n for c in changes if c.decision.state in FINAL]
+        lowered = tx.write(LOWER_WAITING, parents=to_json(finals)) if finals else ()
+        changes = _decide(tx, [row.n for row in lowered])
+
+
+def _write(tx: Tx, changes: Sequence[Change]) -> None:
     updates = []
     for change in changes:
         row, decision = change.row, change.decision
@@ -97,7 +106,6 @@ def apply(tx: Tx, changes: Sequence[Change]) -> None:
     done = tx.conn.execute(UPDATE_JOBS, {"rows": to_json(updates), "now": tx.now})
     if done.rowcount != len(updates):
         raise RuntimeError(f"{len(updates)} jobs decided, {done.rowcount} rows matched")
-    settle_children(tx, [c.row.n for c in changes if c.decision.state in FINAL])
 
 
 def release(tx: Tx, rows: Iterable[JobRow]) -> None:
@@ -116,24 +124,23 @@ def release(tx: Tx, rows: Iterable[JobRow]) -> None:
     tx.write_rows(RELEASE, updates)
 
 
-def settle_children(tx: Tx, finals: Sequence[int], *, lower: bool = True) -> None:
-    """Decide the waiting children of Jobs that became final (or were deleted: `lower` False)."""
-    if not finals:
-        return
-    if lower:
-        touched = [r[0] for r in tx.write(LOWER_WAITING, parents=to_json(finals))]
-    else:
-        touched = [r[0] for r in tx.read(CHILDREN, parents=to_json(finals))]
-    settle(tx, touched)
+def settle_deleted(tx: Tx, gone: Sequence[int]) -> None:
+    """Decide the waiting children of Jobs that were deleted: such a parent counts as failed."""
+    if gone:
+        settle(tx, [row.child for row in tx.read(CHILDREN, parents=to_json(gone))])
 
 
 def settle(tx: Tx, children: Sequence[int]) -> None:
     """Decide those of `children` that wait for parents and need wait no longer."""
+    apply(tx, _decide(tx, children))
+
+
+def _decide(tx: Tx, children: Sequence[int]) -> list[Change]:
     if not children:
-        return
+        return []
     waiting = [r for r in rows_by_n(tx, children) if r.state is State.AWAITING_PARENTS]
     if not waiting:
-        return
+        return []
     stand = {r[0]: r[1:] for r in tx.read(PARENTS_STAND, children=to_json([r.n for r in waiting]))}
     changes = []
     for row in waiting:
@@ -143,7 +150,7 @@ def settle(tx: Tx, children: Sequence[int]) -> None:
             continue
         new = State.FAILED if hopeless else after_parents(row.parent_policy, total, finished)
         changes.append(Change(row, _after_parents(row, new, tx.now, total - open_ - finished)))
-    apply(tx, changes)
+    return changes
 
 
 def _after_parents(row: JobRow, new: State, now: float, failed: int) -> Decision:
