@@ -79,7 +79,9 @@ class Tx:
         self.now = now
         self.boot = boot
         self.effects = Effects()
+        #: Whether the command that runs has written, and whether any of this transaction has.
         self.dirty = False
+        self.written = False
         self._events: list[tuple[Any, ...]] = []
         self._counts: dict[tuple[int, int, str, str], int] = {}
         self._shapes: set[int] = set()
@@ -105,6 +107,15 @@ class Tx:
         if rows:
             self.dirty = True
             self.conn.exec_driver_sql(into.sql, rows)
+
+    @property
+    def commit_no(self) -> int:
+        """The commit that holds all that a command has seen: this one if it writes, else the last.
+
+        A reader is never shown a number that may not come to be: it would take the Hub that does not
+        know it for a restored one.
+        """
+        return self.catalog.commit_no + (self.dirty or self.written)
 
     # -- facts -------------------------------------------------------------------------------------
 
@@ -206,7 +217,7 @@ class Tx:
 
     def flush(self) -> None:
         """Write what was gathered. Called once, just before COMMIT."""
-        if not self.dirty:
+        if not self.written:
             return
         self.insert(INSERT_EVENTS, self._events)
         counts = [(*key, n) for key, n in self._counts.items() if n]

@@ -148,7 +148,7 @@ class Writer:
     @staticmethod
     def _execute(tx: Tx, command: _Command) -> tuple[_Command, Any, BaseException | None]:
         """Run one command. A refusal before its first write is an answer; after it, the group fails."""
-        clean, tx.dirty = tx.dirty, False
+        tx.dirty = False
         try:
             answer = (command, command.fn(tx, *command.args), None)
         except ChappeError as refusal:
@@ -156,5 +156,5 @@ class Writer:
                 raise
             return (command, None, refusal)
         finally:
-            tx.dirty = tx.dirty or clean
+            tx.written = tx.written or tx.dirty
         return answer
