@@ -14,7 +14,7 @@ from sqlalchemy import text
 from chappe.core import leases, limits
 from chappe.core.errors import Conflict, Invalid, SessionDead, TooLarge
 from chappe.core.leases import Decision, Outcome, Reason, Verdict
-from chappe.core.states import FINAL, RUNNABLE, State
+from chappe.core.states import LEASED, RUNNABLE, State
 from chappe.store.acquire import acquire_grants, fill_grants
 from chappe.store.changes import Change, apply, release
 from chappe.store.jobrow import JobRow
@@ -37,7 +37,7 @@ HEARD = text("""
 
 ADOPT = text("""
     UPDATE job SET session = :session, site = :site, epoch = v.value->>1, granted_request = 0,
-        cancel_at = NULL FROM json_each(:rows) v WHERE job.n = v.value->>0""")
+        not_before = NULL FROM json_each(:rows) v WHERE job.n = v.value->>0""")
 
 RESULT = text("SELECT sha256 FROM result WHERE job = :job AND epoch = :epoch")
 
@@ -58,10 +58,10 @@ def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
         # It was shown a later past than ours: this store is an older copy. Begin a new incarnation.
         tx.renumber(max(req.seen[0], tx.catalog.incarnation) + 1)
     by_id = tx.catalog.leases[session.n]
+    if req.request_no <= session.last_request:
+        return _repeat(tx, session, req, by_id)
     if session.incarnation != tx.catalog.incarnation:
         _reconcile(tx, p, session, req, by_id)
-    elif req.request_no <= session.last_request:
-        return _repeat(tx, session, req, by_id)
     verdicts, last_report = _apply_reports(tx, session.last_report, req, by_id)
     _take_back(tx, req, by_id)
     tx.write(
@@ -86,7 +86,7 @@ def acquire(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
     reply = _reply(tx, session, req, by_id, [])
     if session.last_request == req.request_no and not reply.kill and not reply.drain:
         acquire_grants(tx, p, session, req, reply)
-    return reply
+    return msgspec.structs.replace(reply, commit_no=tx.commit_no)
 
 
 def store_result(
@@ -267,7 +267,7 @@ def _reply(
             kill.append(Kill(h.job, h.epoch, "cancelled"))
     return SyncReply(
         incarnation=tx.catalog.incarnation,
-        commit_no=tx.catalog.commit_no + 1,
+        commit_no=tx.commit_no,
         request_no=req.request_no,
         ttl_s=limits.SESSION_TTL_S,
         verdicts=verdicts,
@@ -307,16 +307,18 @@ def _reconcile(
     by_id = {row.id: row for row in found}
     adopt: list[tuple[int, int]] = []
     started: list[Change] = []
-    for h in req.held:
+    for h in {h.job: h for h in req.held}.values():
         row = by_id.get(h.job)
-        if row is None or row.deleted or row.state in FINAL or row.state is State.AWAITING_PARENTS:
+        if row is None or row.deleted or row.state not in LEASED or row.epoch > h.epoch:
             continue
-        if row.session not in (None, session.n) or row.epoch > h.epoch:
+        if row.session not in (None, session.n):
+            continue
+        if p.site_id not in tx.catalog.shapes[row.shape].shape.sites:
             continue
         if row.waits:
             tx.waiting(row.shape, -1)
         adopt.append((row.n, h.epoch))
-        row.session, row.epoch, row.cancel_at, row.granted_request = session.n, h.epoch, None, 0
+        row.session, row.epoch, row.not_before, row.granted_request = session.n, h.epoch, None, 0
         if row.site != p.site_n:
             tx.count(row.project, row.site or 0, row.app or "", row.state, -1)
             tx.count(row.project, p.site_n or 0, row.app or "", row.state, 1)
