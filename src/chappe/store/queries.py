@@ -47,11 +47,12 @@ PARENTS = text("""
     FROM edge e JOIN job p ON p.n = e.parent LEFT JOIN site ON site.n = p.site
          LEFT JOIN app ON app.site = p.site AND app.name = p.app
          LEFT JOIN result r ON r.job = p.n AND p.phase = 'finished'
+              AND r.sha256 = p.outcome->>'result_sha256'
     WHERE e.child = :child AND e.pos > :after ORDER BY e.pos LIMIT :most""")
 
 RESULT = text("""
     SELECT r.media, r.sha256, r.body FROM result r JOIN job ON job.n = r.job
-    WHERE r.job = :n AND job.phase = 'finished'""")
+    WHERE r.job = :n AND job.phase = 'finished' AND r.sha256 = job.outcome->>'result_sha256'""")
 
 COUNTS = text("""
     SELECT COALESCE(site.id, ''), c.app, c.state, c.count FROM counter c
