@@ -66,7 +66,12 @@ class Catalog:
     leases: defaultdict[int, dict[str, JobRow]]
 
     def add_site(self, entry: SiteEntry) -> None:
-        """Take a new Site up."""
+        """Take a new Site up; Shapes may name it already, when it was deleted and comes back."""
+        entry.shapes = [
+            s
+            for s in self.shapes.values()
+            if s.project == entry.project and entry.id in s.shape.sites
+        ]
         self.sites[entry.n] = entry
         self.site_by_id[entry.project, entry.id] = entry
 

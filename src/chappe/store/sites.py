@@ -52,7 +52,8 @@ SITE_BUSY = text("""
 DELETE_APPS = text("DELETE FROM app WHERE site = :site")
 DELETE_SITE = text("DELETE FROM site WHERE n = :site")
 REVOKE_SITE = text("""
-    UPDATE token SET revoked_at = :now WHERE site = :site AND revoked_at IS NULL RETURNING prefix""")
+    UPDATE token SET revoked_at = :now WHERE site = :site AND scope = 'site' AND revoked_at IS NULL
+    RETURNING prefix""")
 
 INSERT_APPS = text("""
     INSERT INTO app (site, name, view) SELECT :site, value->>0, value->>1 FROM json_each(:rows)""")
