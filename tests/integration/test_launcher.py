@@ -339,6 +339,17 @@ async def test_killing_what_waits_withdraws_it(launcher: Rig) -> None:
     assert not mark.exists()
 
 
+async def test_withdrawing_leaves_what_runs(launcher: Rig) -> None:
+    runs, waits = (launcher.task(job, "sleep 600", lane=1) for job in ("runs", "waits"))
+    await launcher.start(runs)
+    await launcher.client.start([waits])
+    await launcher.client.withdraw([runs.key, waits.key, ("unknown", 1)])
+    await launcher.hear(lambda: launcher.refused)
+    assert [(r.job, r.reason) for r in launcher.refused] == [("waits", "withdrawn")]
+    await launcher.client.kill([runs.key], "cancelled", 0)
+    assert (await launcher.end_of("runs")).reason == "cancelled"
+
+
 async def test_stop_refuses_what_waits_and_lets_what_runs_end(launcher: Rig) -> None:
     go = launcher.directory / "go"
     os.mkfifo(go)

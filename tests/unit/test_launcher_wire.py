@@ -16,6 +16,7 @@ HEAD_FRAMES: list[wire.HeadFrame] = [
     wire.BaseEnv({"A": "b"}, "/log"),
     wire.Start([TASK, Task("other", 1, 1, [], {}, "/", 0.0)]),
     wire.Kill([wire.KillOrder("job", 2, "cancelled", 1.5)]),
+    wire.Withdraw([("job", 2)]),
     wire.Renew([("job", 2, 99.0)]),
     wire.Ack([("job", 2)]),
     wire.Stop(kill=True),

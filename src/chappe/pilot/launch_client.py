@@ -37,6 +37,7 @@ from chappe.pilot.launch_wire import (
     Start,
     Stop,
     Task,
+    Withdraw,
     decode_launcher,
     encode,
 )
@@ -138,6 +139,10 @@ class LauncherClient(asyncio.Protocol):
     async def kill(self, keys: Sequence[Key], reason: KillReason, grace_s: float) -> None:
         """End these runs: SIGTERM and, `grace_s` later, SIGKILL (0: at once); refuse the waiting ones."""
         await self._send(Kill([KillOrder(job, epoch, reason, grace_s) for job, epoch in keys]))
+
+    async def withdraw(self, keys: Sequence[Key]) -> None:
+        """Take back those of these that still wait in a lane; each is told as refused, "withdrawn"."""
+        await self._send(Withdraw(list(keys)))
 
     async def renew(self, deadlines: Mapping[Key, float]) -> None:
         """Move takeover deadlines (CLOCK_BOOTTIME seconds)."""

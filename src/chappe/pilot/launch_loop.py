@@ -37,6 +37,7 @@ from chappe.pilot.launch_wire import (
     Snapshot,
     Start,
     Stop,
+    Withdraw,
 )
 from chappe.pilot.procs import kill_marked, signal_marked
 
@@ -184,6 +185,9 @@ class Launcher:
                 reach("launcher.after_ack")
             case Kill():
                 self._runs.kill(frame.orders)
+            case Withdraw():
+                for key in frame.keys:
+                    self._table.withdraw(key, "withdrawn")
             case Renew():
                 for job, epoch, deadline in frame.deadlines:
                     self._runs.renew((job, epoch), deadline)

@@ -27,8 +27,8 @@ EndReason = Literal[
 """The values of `core.leases.Reason` that a launcher can know (not imported: it would cost memory)."""
 
 RefusalReason = Literal["late", "full", "withdrawn", "stopping"]
-"""Why a task will never be started: past its `start_by`; too many tasks known; killed before its start;
-the launcher is stopping."""
+"""Why a task will never be started: past its `start_by`; too many tasks known; killed or withdrawn before
+its start; the launcher is stopping."""
 
 Key = tuple[str, int]
 """(job, epoch): what a run is known by."""
@@ -108,6 +108,12 @@ class Kill(msgspec.Struct, frozen=True, array_like=True, tag="kill"):
     """End these runs; unknown ones are passed over."""
 
     orders: list[KillOrder]
+
+
+class Withdraw(msgspec.Struct, frozen=True, array_like=True, tag="withdraw"):
+    """Refuse those of these that still wait to be started; what runs, runs on."""
+
+    keys: list[Key]
 
 
 class Renew(msgspec.Struct, frozen=True, array_like=True, tag="renew"):
@@ -210,7 +216,7 @@ class Events(msgspec.Struct, frozen=True, array_like=True, tag="events"):
     refused: list[Refused]
 
 
-HeadFrame = BaseEnv | Start | Kill | Renew | Ack | Stop
+HeadFrame = BaseEnv | Start | Kill | Withdraw | Renew | Ack | Stop
 LauncherFrame = Snapshot | Events
 
 _encoder = msgspec.msgpack.Encoder()
