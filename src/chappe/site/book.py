@@ -133,9 +133,9 @@ class Batch:
     @property
     def state(self) -> str:
         """Its state for the Hub: an end only when the dead pilot's word has been passed on."""
-        if self.over and self.buried:
-            return str(self.phase)
-        if self.phase is Phase.RUNNING or (self.over and self.intended):
+        if self.over:
+            return str(self.phase) if self.buried else self.accepted
+        if self.phase is Phase.RUNNING:
             return "running"
         return "submitted" if self.scheduler_id is not None else "requested"
 

@@ -150,6 +150,12 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             description="Directory on the node's own disk or memory for sockets. Empty: $TMPDIR, or /tmp."
         ),
     ] = ""
+    python: Annotated[
+        str,
+        Meta(
+            description="Python to run pilots with, where Chappe is installed on the nodes. Empty: the agent's own."
+        ),
+    ] = ""
     env: Annotated[
         dict[str, str], Meta(description="Environment variables for the pilots, as a table.")
     ] = {}

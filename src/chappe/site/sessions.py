@@ -72,7 +72,7 @@ def write_script(
         session=session,
         site_dir=str(paths.root),
         session_dir=str(directory),
-        python=sys.executable,
+        python=config.pilot.python or sys.executable,
         nodes=intent.nodes,
         cores=intent.cores,
         wall_s=wall_of(config, intent),
