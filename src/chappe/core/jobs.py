@@ -129,7 +129,7 @@ def decode_spec(raw: bytes | msgspec.Raw) -> JobSpec:
         spec = _spec_decoder.decode(raw)
     except msgspec.ValidationError as e:
         raise Invalid(f"{e}", field=_field_of(e)) from None
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise Invalid(f"the job spec is not JSON: {e}", field="spec") from None
     check_spec(spec)
     return spec
@@ -268,9 +268,10 @@ def check_envelope(envelope: Envelope) -> None:
                 f"tag {key[:60]!r}: a key is a letter, then letters, digits and _ . -",
                 field="tags",
             )
-        if len(value) > limits.TAG_CHARS:
+        if len(value) > limits.TAG_CHARS or "\0" in value:
             raise Invalid(
-                f"the value is longer than {limits.TAG_CHARS} characters", field=f"tags.{key}"
+                f"the value is longer than {limits.TAG_CHARS} characters, or contains a NUL",
+                field=f"tags.{key}",
             )
     if envelope.data and len(msgspec.json.encode(envelope.data)) > limits.DATA_BYTES:
         raise TooLarge(f"data is larger than {limits.DATA_BYTES} bytes", field="data")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
@@ -21,6 +22,7 @@ Check = Callable[[Any], Value]
 Validator = Callable[[dict[str, Any]], dict[str, Value]]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_FLOAT_MAX = sys.float_info.max
 RESERVED = frozenset({"job_id", "attempt", "workdir", "cores", "site"})
 
 
@@ -150,10 +152,10 @@ def _number(field: str, kind: Kind, p: Parameter) -> Check:
     def number(v: Any) -> Value:
         if isinstance(v, bool) or not isinstance(v, int | float):
             _wrong(field, "a number", v)
+        if not -_FLOAT_MAX <= v <= _FLOAT_MAX:
+            _wrong(field, "a finite number", v)
         if kind is Kind.INT and v != int(v):
             _wrong(field, "a whole number", v)
-        if not math.isfinite(v):
-            _wrong(field, "a finite number", v)
         if not low <= v <= high:
             _wrong(field, f"a number from {low:g} to {high:g}", v)
         return int(v) if kind is Kind.INT else float(v)
@@ -180,4 +182,12 @@ def _text(field: str, p: Parameter) -> Check:
 
 
 def _wrong(field: str, wanted: str, got: Any) -> Value:
-    raise Invalid(f"{wanted} is wanted, not {got!r:.80}", field=field)
+    raise Invalid(f"{wanted} is wanted, not {_shown(got)}", field=field)
+
+
+def _shown(got: Any) -> str:
+    """A value for a message. Python will not print an int of thousands of digits."""
+    try:
+        return f"{got!r:.80}"
+    except ValueError:
+        return "a number of thousands of digits"

@@ -249,7 +249,8 @@ def prepare_submission(submission: Submission, p: Principal, now: float) -> Prep
     """Check a submission's form and signature: a courtesy, for the check that counts is the Site's."""
     check_id(submission.id, "submissions.id")
     try:
-        statement = msgspec.json.decode(submission.statement, type=Statement)
+        # The whole of it is text, also what the decoder skips: it is stored as such.
+        statement = msgspec.json.decode(bytes(submission.statement).decode(), type=Statement)
         hashes = base64.b64decode(statement.hashes, validate=True)
         key = Ed25519PublicKey.from_public_bytes(base64.b64decode(statement.key, validate=True))
         key.verify(
