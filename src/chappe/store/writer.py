@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from chappe.core import faults, limits
 from chappe.core.errors import Busy, ChappeError, Unavailable
@@ -62,6 +63,7 @@ class Writer:
         self._bulk: deque[_Command] = deque()
         self._wake = threading.Condition()
         self._stopping = False
+        self._reload = False
         self.on_commit: Callable[[Effects], None] = lambda _effects: None
         self.stats = WriterStats()
         with engine.begin() as conn:
@@ -108,23 +110,26 @@ class Writer:
                 if not group:
                     return
                 group = [c for c in group if c.future.set_running_or_notify_cancel()]
+                if not group:
+                    continue
                 started = time.perf_counter()
                 self._commit(conn, group)
                 self.stats.busy_s += time.perf_counter() - started
                 self.stats.largest_group = max(self.stats.largest_group, len(group))
 
-    def _commit(self, conn: Any, group: list[_Command]) -> None:
+    def _commit(self, conn: Connection, group: list[_Command]) -> None:
         """Execute a group in one transaction; if it fails, each command in one of its own."""
         try:
             with conn.begin():
+                if self._reload:
+                    self._load(conn)
                 tx = Tx(conn, self.catalog, self._clock(), time.clock_gettime(time.CLOCK_BOOTTIME))
                 answers = [self._execute(tx, command) for command in group]
                 tx.flush()
                 faults.reach("hub.before_commit")
         except Exception as error:
             self.stats.rollbacks += 1
-            with conn.begin():
-                self.catalog = catalogs.load(conn)
+            self._forget(conn)
             if len(group) > 1:
                 for command in group:
                     self._commit(conn, [command])
@@ -137,13 +142,34 @@ class Writer:
         self.heads.update(tx.effects.events)
         self.stats.commits += 1
         self.stats.commands += len(group)
-        self.on_commit(tx.effects)
+        self._tell(tx.effects)
         for command, value, refusal in answers:
             if refusal is None:
                 command.future.set_result(value)
             else:
                 command.future.set_exception(refusal)
         faults.reach("hub.after_answer")
+
+    def _forget(self, conn: Connection) -> None:
+        """After a rollback: what is in memory may be of a past that never was, so read it anew."""
+        self._reload = True
+        try:
+            with conn.begin():
+                self._load(conn)
+        except DBAPIError:
+            # A disk that fails now fails the next transaction too, which begins by reading again.
+            log.exception("cannot read the catalog")
+
+    def _load(self, conn: Connection) -> None:
+        self.catalog = catalogs.load(conn)
+        self._reload = False
+
+    def _tell(self, effects: Effects) -> None:
+        """Hints: whoever waits reads the truth again some day, so a failure here stops nobody."""
+        try:
+            self.on_commit(effects)
+        except Exception:
+            log.exception("a hint was lost")
 
     @staticmethod
     def _execute(tx: Tx, command: _Command) -> tuple[_Command, Any, BaseException | None]:
