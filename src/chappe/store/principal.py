@@ -14,13 +14,16 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
+from chappe.core.errors import SessionDead
+
 _FORM = re.compile(r"chp_[usp]_([A-Za-z0-9]{12})_[A-Za-z0-9_-]{43}")
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _LETTER = {"user": "u", "site": "s", "session": "p"}
 
 FIND = text("""
     SELECT t.prefix, t.hash, t.scope, t.project, p.id AS project_id, p.name AS project_name,
-           t.site, s.id AS site_id, t.session, se.id AS session_id, t.expires_at, t.revoked_at
+           t.site, s.id AS site_id, t.session, se.id AS session_id, se.state AS session_state,
+           t.expires_at, t.revoked_at
     FROM token t JOIN project p ON p.n = t.project
          LEFT JOIN site s ON s.n = t.site LEFT JOIN session se ON se.n = t.session
     WHERE t.prefix = :prefix""")
@@ -55,14 +58,20 @@ def hash_token(token: str) -> str:
 
 
 def find(conn: Connection, token: str) -> Principal | None:
-    """Whom `token` stands for; None when unknown, wrong or revoked. Expiry is the caller's to check."""
+    """Whom `token` stands for; None when unknown, wrong or revoked. Expiry is the caller's to check.
+
+    Raises SessionDead for a pilot whose Session was proven dead: its token was revoked with it, and yet
+    it must be told to kill what it holds, whichever way it asks.
+    """
     form = _FORM.fullmatch(token)
     if form is None:
         return None
     row = conn.execute(FIND, {"prefix": form.group(1)}).one_or_none()
-    if row is None or row.revoked_at is not None:
+    if row is None or not hmac.compare_digest(row.hash, hash_token(token)):
         return None
-    if not hmac.compare_digest(row.hash, hash_token(token)):
+    if row.session_state == "dead":
+        raise SessionDead("this session was proven dead; what it held is no longer its own")
+    if row.revoked_at is not None:
         return None
     return Principal(
         scope=row.scope,
