@@ -10,6 +10,8 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
+from chappe.core.errors import Unavailable
+
 HEAD = "0001"
 
 
@@ -22,13 +24,30 @@ def current(path: Path) -> str | None:
             row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
         except sqlite3.OperationalError:
             return None
+        except sqlite3.DatabaseError as e:
+            raise Unavailable(
+                f"{path} is not a database of Chappe ({e}): restore a backup, or choose another --db",
+                code="schema",
+                field="db",
+            ) from None
         return str(row[0]) if row else None
 
 
 def migrate(path: Path) -> None:
-    """Run the migrations that are missing. One transaction: killed half-way, nothing has happened."""
-    if current(path) == HEAD:
+    """Run the migrations that are missing. One transaction: killed half-way, nothing has happened.
+
+    Raises Unavailable if the file is no database, or one of a later version of Chappe.
+    """
+    version = current(path)
+    if version == HEAD:
         return
+    if version is not None and version > HEAD:
+        raise Unavailable(
+            f"{path} was made by a later version of Chappe (schema {version}, this one knows {HEAD}): "
+            "start that version, or choose another --db",
+            code="schema",
+            field="db",
+        )
     import sqlalchemy as sa
     from alembic import command
     from alembic.config import Config
