@@ -71,8 +71,7 @@ def _diagnosis(error: httpx2.TransportError) -> tuple[str, str]:
             )
         if isinstance(cause, ssl.SSLError):
             # Also what a hub that is being stopped looks like, so it is no reason to give up.
-            what = f"TLS broke off ({cause.reason or cause}): is this the hub's https port?"
-            return "disconnected", what
+            return "disconnected", f"TLS broke off ({cause}): is this the hub's https port?"
         if isinstance(cause, socket.gaierror):
             return "unknown_host", f"its name is not known here ({cause.strerror})"
         if isinstance(cause, ConnectionRefusedError):
