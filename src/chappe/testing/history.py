@@ -1,4 +1,4 @@
-"""The history checker: did every Job end exactly once, and did it never run twice at once?
+"""The history checker: whether every Job ended exactly once, and never ran twice at once.
 
 It believes two witnesses. The Jobs themselves write a *trace*: one file per Job, to which each run appends
 a line when it begins, while it lives and when it ends (`TRACER`). And the Hub's EventLog. A line that one
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from chappe.core.states import FINAL, State, legal
@@ -77,7 +78,7 @@ def _gaps(events: Sequence[Event]) -> list[str]:
     """Events are in order and without gaps (promise I5)."""
     return [
         f"after seq {a.seq} comes {b.seq}"
-        for a, b in zip(events, events[1:], strict=False)
+        for a, b in pairwise(events)
         if b.seq != a.seq + 1
     ]
 
