@@ -153,7 +153,7 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     python: Annotated[
         str,
         Meta(
-            description="Python to run pilots with, where Chappe is installed on the nodes. Empty: the agent's own."
+            description="Python of the nodes, with Chappe installed, to run pilots with. Empty: the agent's own."
         ),
     ] = ""
     env: Annotated[
