@@ -1,0 +1,441 @@
+"""The pilot's head: holds the Session, and lets grants, starts, ends and verdicts find each other.
+
+Four things go on at once, and none waits for another: the contact with the Hub, the disk thread, the orders
+to the launcher, and the clock. What each learns changes `Holdings` and `Outbox`, which decide; this module
+and `works` pass on what they say. Batches, everywhere: what came while one was worked off makes the next.
+
+The end. The Session is drained when the Hub says so, when its allocation nears its end, when it was idle
+for long, or on SIGTERM: nothing more is asked for, what has not begun goes back, what runs may end by itself
+for as long as there is time. When all is reported the Session is ended, and with it the pilot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from structlog.types import FilteringBoundLogger
+
+from chappe.core import limits
+from chappe.core.errors import ChappeError, SessionDead, Unavailable
+from chappe.core.faults import reach
+from chappe.core.leases import Verdict
+from chappe.link.clock import boottime, now
+from chappe.link.http import HubClient
+from chappe.link.journal import End, Recovered
+from chappe.pilot import session as sessions
+from chappe.pilot.contact import Contact, Sent
+from chappe.pilot.desk import Arrival, Desk
+from chappe.pilot.holding import Holding, Phase
+from chappe.pilot.holdings import Holdings
+from chappe.pilot.journal import Journal
+from chappe.pilot.keeper import Keeper
+from chappe.pilot.launch_wire import Events, Snapshot
+from chappe.pilot.lifetime import Lifetime, Step
+from chappe.pilot.log import LogFile
+from chappe.pilot.outbox import Outbox, Start
+from chappe.pilot.pacing import POLL_S
+from chappe.pilot.parents import Parents
+from chappe.pilot.placement import Placement
+from chappe.pilot.prepare import Preparer, base_env
+from chappe.pilot.recovery import plan, unclear
+from chappe.pilot.session import Session
+from chappe.pilot.uploads import Uploads
+from chappe.pilot.works import Works
+from chappe.wire.sites import EndSession
+from chappe.wire.sync import Grant, SyncReply, SyncRequest
+
+CRASH_POINTS = (
+    "pilot.after_grant_journal",
+    "pilot.after_claim",
+    "pilot.after_launch_sent",
+    "pilot.after_end_journal",
+    "pilot.before_result_put",
+    "pilot.before_report_sync",
+    "pilot.after_report_ack",
+)
+"""Where a test may kill the head (see `core.faults`)."""
+
+EXIT_DONE = 0
+EXIT_AGAIN = 1
+EXIT_SESSION_OVER = 3
+"""Exit statuses: all is done; another head should go on; the Hub has declared the Session dead."""
+
+_KILL_GRACE_S = 10.0
+_LOOK_S = 60.0
+
+
+class Head:
+    """One Session's head. `lifetime` is already set to the allocation's end."""
+
+    def __init__(
+        self,
+        session: Session,
+        directory: Path,
+        hub: HubClient,
+        journal: Journal,
+        placement: Placement,
+        lifetime: Lifetime,
+        log: FilteringBoundLogger,
+        file: LogFile,
+    ) -> None:
+        self._session = session
+        self._directory = directory
+        self._hub = hub
+        self._journal = journal
+        self._lifetime = lifetime
+        self._log = log
+        self._pool = ThreadPoolExecutor(1, "disk")
+        self._preparer = Preparer(session)
+        self._desk = Desk(directory, journal, self._preparer)
+        self._holdings = Holdings(placement)
+        self._outbox = Outbox(journal.numbers.report_no)
+        self._uploads = Uploads(hub, self._disk, self._uploaded)
+        self._contact = Contact(
+            hub,
+            log,
+            build=self._build,
+            waiting=lambda: len(self._outbox) + self._holdings.returns,
+            answered=self._answered,
+            failed=self._failed,
+            check_token=self._check_token,
+        )
+        self._keeper = Keeper(
+            session, directory, base_env(session, os.environ), log, file, self._hear
+        )
+        self._works = Works(
+            holdings=self._holdings,
+            outbox=self._outbox,
+            lifetime=lifetime,
+            desk=self._desk,
+            keeper=self._keeper,
+            uploads=self._uploads,
+            parents=Parents(hub, session, directory, self._disk),
+            disk=self._disk,
+            log=log,
+            due=self._contact.due,
+            alarm=self._alarm,
+        )
+        self._works.request_no = journal.numbers.request_no
+        self._early: list[Events] | None = []
+        self._answered_no = 0
+        self._seen = (0, 0)
+        self._alarmed = asyncio.Event()
+        self._over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> int:
+        """Hold the Session to its end; the exit status. Errors that a new head may get over are raised."""
+        await self._disk(self._journal.reserve, self._works.request_no, self._outbox.last_no)
+        await self._begin()
+        tasks = [
+            asyncio.create_task(part)
+            for part in (
+                self._contact.run(),
+                self._keeper.run(self._launcher_lost),
+                self._works.run(),
+                self._watch_clock(),
+            )
+        ]
+        parts: list[asyncio.Future[Any]] = [self._over, *tasks]
+        try:
+            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            status = self._over.result() if self._over.done() else await self._first(tasks)
+            await self._end(status, tasks)
+            return status
+        except BaseException:
+            # Another head takes over what runs.
+            self._keeper.leave()
+            raise
+        finally:
+            await _cancel(tasks)
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def sigterm(self) -> None:
+        """The allocation is to end."""
+        self._log.info("sigterm")
+        self._lifetime.sigterm(boottime())
+        self._works.drain()
+        self._alarmed.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Something broke that nobody handles: let a new head go on."""
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    # --- the Hub
+
+    def _build(self) -> Sent:
+        at = boottime()
+        numbers = self._journal.numbers
+        ahead = len(self._outbox)
+        if self._works.request_no >= numbers.request_no or (
+            self._outbox.last_no + ahead > numbers.report_no
+        ):
+            raise Unavailable("the journal takes no more numbers: the site's disk is full")
+        self._works.request_no += 1
+        returned = self._holdings.returning()
+        reports = self._outbox.take(limits.REPORTS_PER_SYNC)
+        self._holdings.reporting(r.job for r in reports if r.kind != "start")
+        asking = not self._lifetime.draining and not self._works.paused
+        request = SyncRequest(
+            self._session.session,
+            self._works.request_no,
+            self._answered_no,
+            self._seen,
+            held=self._holdings.held(),
+            returned=returned,
+            reports=reports,
+            capacity=self._holdings.capacity(self._lifetime.left_s(at)) if asking else None,
+            hard_end_in_s=self._lifetime.ends_in_s(at),
+            have_submissions=self._desk.known,
+            wait_s=0.0 if reports or returned else POLL_S,
+        )
+        return Sent(request, self._holdings.last_order(), boottime())
+
+    def _answered(self, sent: Sent, reply: SyncReply) -> bool:
+        """Take in a reply; whether there will soon be something to report."""
+        self._answered_no = max(self._answered_no, sent.request.request_no)
+        self._seen = max(self._seen, (reply.incarnation, reply.commit_no))
+        self._settle(reply)
+        for back in sent.request.returned:
+            self._works.settled(back.job, back.epoch)
+        self._holdings.returned(sent.request.returned)
+        for lost in reply.unknown:
+            dropped = self._holdings.disowned(lost.job, lost.epoch)
+            if dropped is not None:
+                self._works.settled(dropped.job, dropped.epoch)
+        deadlines = self._holdings.renewed(sent.order, sent.sent_at)
+        if deadlines:
+            self._keeper.renew(deadlines)
+        if reply.kill:
+            self._works.kill([(kill.job, kill.epoch) for kill in reply.kill], _KILL_GRACE_S)
+        if reply.grants or reply.submissions:
+            self._take(sent, reply)
+        if not self._works.contact_made:
+            self._works.contact_made = True
+            self._works.todo()
+        if reply.drain and not self._lifetime.draining:
+            self._lifetime.drain()
+            self._works.drain()
+        self._lifetime.busy(len(self._holdings) > 0, boottime())
+        self._alarm()
+        self._check_over()
+        return bool(sent.request.reports or reply.grants)
+
+    def _settle(self, reply: SyncReply) -> None:
+        odd: dict[str, int] = {}
+        for draft, verdict in self._outbox.settle(reply.verdicts):
+            if verdict not in (Verdict.APPLIED, Verdict.DUPLICATE):
+                odd[verdict] = odd.get(verdict, 0) + 1
+            if isinstance(draft, End):
+                self._works.settled(draft.job, draft.epoch)
+        if reply.verdicts:
+            reach("pilot.after_report_ack")
+        if odd:
+            self._log.warning("reports.not_applied", **odd)
+
+    def _take(self, sent: Sent, reply: SyncReply) -> None:
+        new, refusals = self._holdings.granted(reply.grants, sent.sent_at, now())
+        for refusal in refusals:
+            self._works.report(refusal)
+        if self._lifetime.draining:
+            for h in new:
+                self._holdings.give_back(h)
+            return
+        kept = {h.job for h in new}
+        self._works.arrive(
+            Arrival(
+                sent.request.request_no,
+                (reply.incarnation, reply.commit_no),
+                [grant for grant in reply.grants if grant.job in kept],
+                new,
+                reply.submissions,
+            )
+        )
+
+    def _failed(self, sent: Sent) -> None:
+        self._outbox.give_back()
+        self._log.error("sync.refused", request_no=sent.request.request_no)
+
+    def _check_token(self) -> None:
+        """The Hub does not take our token. If the agent has got a new one, a new head begins with it."""
+        if sessions.read_token(self._session) != sessions.read_token(
+            sessions.load(self._directory)
+        ):
+            raise Unavailable("the session has a new token")
+
+    def _uploaded(self, end: End) -> None:
+        self._outbox.add_end(end)
+        self._contact.due()
+
+    # --- the launcher
+
+    def _hear(self, events: Events) -> None:
+        # Before all is adopted, an end would seem to be nobody's.
+        if self._early is None:
+            self._works.hear(events)
+        else:
+            self._early.append(events)
+
+    def _launcher_lost(self, cause: str) -> None:
+        self._works.lost(cause)
+
+    # --- the clock
+
+    def _alarm(self) -> None:
+        """A time may have changed at which something is due."""
+        self._alarmed.set()
+
+    async def _watch_clock(self) -> None:
+        while True:
+            self._alarmed.clear()
+            self._do_what_is_due(boottime())
+            self._check_over()
+            stale_at = self._holdings.stale_at()
+            next_at = min(self._lifetime.next_at(), inf if stale_at is None else stale_at)
+            # asyncio's clock stands still while the node is suspended: look once a minute.
+            wait_s = min(_LOOK_S, max(0.0, next_at - boottime()))
+            try:
+                async with asyncio.timeout(wait_s if next_at < inf else None):
+                    await self._alarmed.wait()
+            except TimeoutError:
+                continue
+
+    def _do_what_is_due(self, at: float) -> None:
+        if self._holdings.return_stale(at):
+            self._contact.due()
+        while (step := self._lifetime.due(at)) is not None:
+            match step:
+                case Step.DRAIN:
+                    self._works.drain()
+                case Step.END_JOBS:
+                    self._works.drain()
+                    self._works.end_running(self._lifetime.grace_s)
+                case Step.GIVE_UP:
+                    self._log.error("gave_up", held=len(self._holdings))
+                    self._finish(EXIT_AGAIN)
+                    return
+
+    def _check_over(self) -> None:
+        if (
+            self._lifetime.draining
+            and not len(self._holdings)
+            and not self._holdings.returns
+            and self._outbox.empty
+            and self._works.idle
+        ):
+            self._finish(EXIT_DONE)
+
+    def _finish(self, status: int) -> None:
+        if not self._over.done():
+            self._over.set_result(status)
+
+    # --- beginning and end
+
+    async def _begin(self) -> None:
+        recovered = self._journal.recover()
+        snapshot = await self._keeper.open()
+        self._answered_no, self._seen = recovered.answered, recovered.seen
+        if recovered.grants or recovered.ends or snapshot is not None:
+            await self._adopt(recovered, snapshot)
+        early, self._early = self._early or [], None
+        for events in early:
+            self._works.hear(events)
+        self._lifetime.busy(len(self._holdings) > 0, boottime())
+        if self._lifetime.draining:
+            self._works.drain()
+        self._works.todo()
+
+    async def _adopt(self, recovered: Recovered, snapshot: Snapshot | None) -> None:
+        """Take over what the head before us held."""
+        claimed = await self._disk(self._claimed, unclear(recovered, snapshot))
+        made = plan(recovered, snapshot, claimed)
+        for grant, end in made.over:
+            if grant is not None:
+                self._holdings.adopt(Holding(grant, -inf, 0), Phase.ENDED)
+            self._works.report(end)
+        for grant, run in made.running:
+            h = Holding(grant, -inf, 0)
+            h.result = await self._disk(self._preparer.result_of, h)
+            self._holdings.adopt(h, Phase.RUNNING, run.at, _cpus(run.pid))
+            self._outbox.add_start(Start(h.job, h.epoch, h.attempt, run.at))
+        ended = {e.key: e for e in snapshot.ended} if snapshot is not None else {}
+        for grant in (*made.handed, *made.ended):
+            h = Holding(grant, -inf, 0)
+            h.result = await self._disk(self._preparer.result_of, h)
+            self._holdings.adopt(h, Phase.HANDED)
+            if h.key in ended:
+                self._works.ended(ended[h.key], boottime())
+        for grant in made.lost:
+            h = Holding(grant, -inf, 0)
+            self._holdings.adopt(h, Phase.HANDED)
+        if made.lost:
+            self._works.lost("it ended with its head")
+        self._keeper.ack(made.strays)
+        await self._resume(made.startable, recovered, claimed)
+        self._log.info(
+            "adopted",
+            running=len(made.running),
+            ended=len(made.ended) + len(made.over),
+            lost=len(made.lost),
+            startable=len(made.startable),
+        )
+
+    async def _resume(self, grants: list[Grant], recovered: Recovered, claimed: set[str]) -> None:
+        """Let what never began wait again. It begins once the Hub has renewed it."""
+        new, refusals = self._holdings.granted(grants, -inf, now())
+        for refusal in refusals:
+            self._works.report(refusal)
+        for h in new:
+            if h.job in claimed:
+                h.claim()
+        done = await self._disk(self._desk.prove_again, new, list(recovered.submissions.values()))
+        self._works.resume(done)
+
+    def _claimed(self, grants: list[Grant]) -> set[str]:
+        return {g.job for g in grants if self._preparer.claimed(g.job, g.attempt)}
+
+    async def _first(self, tasks: list[asyncio.Task[None]]) -> int:
+        """The exit status after one of our parts ended by itself."""
+        for task in tasks:
+            if task.done():
+                try:
+                    task.result()
+                except SessionDead as e:
+                    self._log.error("session.dead", error=e.message)
+                    return EXIT_SESSION_OVER
+        raise Unavailable("a part of the pilot ended")
+
+    async def _end(self, status: int, tasks: list[asyncio.Task[None]]) -> None:
+        """Leave nothing behind: no process, and if all is reported no Session."""
+        await self._keeper.stop(kill=status != EXIT_DONE)
+        await _cancel(tasks)
+        if status == EXIT_DONE:
+            try:
+                await self._hub.request(
+                    "POST", f"/v1/sessions/{self._session.session}/end", EndSession()
+                )
+            except ChappeError as e:
+                # The agent will say so when the allocation is over.
+                self._log.warning("session.end_failed", error=e.message)
+        self._log.info("end", status=status)
+
+    def _disk(self, work: Any, *args: Any) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _cpus(pid: int) -> set[int]:
+    try:
+        return os.sched_getaffinity(pid)
+    except ProcessLookupError:
+        return set()

@@ -1,0 +1,132 @@
+"""One grant that the pilot holds, and how far it has come."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+from chappe.core.leases import Outcome, Reason
+from chappe.link.journal import End
+from chappe.link.signing import SignatureProblem, VerifiedSubmission
+from chappe.pilot.placement import Slot
+from chappe.wire.sync import Grant, HeldJob
+
+
+class Phase(IntEnum):
+    """How far a holding has come."""
+
+    NEW = 0
+    FETCHING = 1
+    WAITING = 2
+    PREPARING = 3
+    HANDED = 4
+    RUNNING = 5
+    ENDED = 6
+
+
+class _Resources(msgspec.Struct, frozen=True):
+    cores: int = 1
+    mem_bytes: int = 0
+    estimate_s: float | None = None
+
+
+class _Needs(msgspec.Struct, frozen=True):
+    """The few fields of a spec that placing it takes; the whole is decoded, and checked, before its start."""
+
+    resources: _Resources = _Resources()
+    parents: tuple[str, ...] = ()
+    takeover_s: float | None = None
+
+
+_needs = msgspec.json.Decoder(_Needs)
+
+
+class Holding:
+    """One grant. `ending` is why it shall not go on, "" while it shall; `slot` its room on the node;
+    `verified` what its submission was found to be; `result` the path of the file it is to leave."""
+
+    __slots__ = (
+        "attempt",
+        "claimed",
+        "cores",
+        "ending",
+        "epoch",
+        "estimate_s",
+        "idx",
+        "job",
+        "mem_bytes",
+        "needs_parents",
+        "order",
+        "orphan",
+        "parents_file",
+        "phase",
+        "priority",
+        "result",
+        "sent_at",
+        "slot",
+        "spec",
+        "started_at",
+        "submission",
+        "takeover_s",
+        "verified",
+        "wire",
+    )
+
+    def __init__(self, grant: Grant, sent_at: float, order: int) -> None:
+        self.job = grant.job
+        self.epoch = grant.epoch
+        self.attempt = grant.attempt
+        self.priority = grant.priority
+        self.spec = bytes(grant.spec)
+        self.submission = grant.submission
+        self.idx = grant.idx
+        self.sent_at = sent_at
+        self.order = order
+        self.phase = Phase.NEW
+        self.claimed = False
+        self.orphan = False
+        self.ending = ""
+        self.started_at: float | None = None
+        self.slot: Slot | None = None
+        self.parents_file = ""
+        self.result = ""
+        self.verified: VerifiedSubmission | SignatureProblem | None = None
+        self.wire = HeldJob(grant.job, grant.epoch)
+        try:
+            needs = _needs.decode(self.spec)
+        except msgspec.MsgspecError:
+            needs = _Needs()  # it is refused, with words, when it is looked at before its start
+        self.cores = max(1, needs.resources.cores)
+        self.mem_bytes = max(0, needs.resources.mem_bytes)
+        self.estimate_s = needs.resources.estimate_s
+        self.needs_parents = bool(needs.parents)
+        self.takeover_s = needs.takeover_s
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """(job, epoch)."""
+        return (self.job, self.epoch)
+
+    def claim(self) -> None:
+        """Its ledger claim is written: from now on it counts as started."""
+        self.claimed = True
+        self.wire = HeldJob(self.job, self.epoch, started=True)
+
+    def end(self, reason: Reason, at: float, message: str = "") -> End:
+        """The report that it ended for a reason of ours."""
+        return End(
+            self.job,
+            self.epoch,
+            self.attempt,
+            "end",
+            at,
+            Outcome(reason=reason, message=message),
+            started_at=at if self.started_at is None else min(self.started_at, at),
+            orphan=self.orphan,
+        )
+
+    def refusal(self, code: str, message: str, at: float) -> End:
+        """The report that it will not be started."""
+        outcome = Outcome(reason=Reason.REFUSED, message=message)
+        return End(self.job, self.epoch, self.attempt, "refused", at, outcome, reason=code)

@@ -1,0 +1,109 @@
+"""The pilot's root: `python -m chappe.pilot --dir SESSION_DIR` puts the parts together and runs the head.
+
+Exit status 0: all is done, or the allocation is; 3: the Hub declared the Session dead; 2: session.json
+cannot be used; any other: another pilot should be started in this allocation, and takes over what runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from structlog.types import FilteringBoundLogger
+
+from chappe.core.errors import ChappeError, Invalid
+from chappe.link.clock import boottime, now
+from chappe.link.faults import arm_from_env
+from chappe.link.http import HubClient
+from chappe.link.journal import FILE
+from chappe.pilot import session as sessions
+from chappe.pilot.head import EXIT_AGAIN, Head
+from chappe.pilot.journal import open_journal
+from chappe.pilot.lifetime import Lifetime
+from chappe.pilot.log import LogFile, open_log
+from chappe.pilot.placement import Placement
+from chappe.pilot.procs import become_subreaper
+from chappe.pilot.session import Options, Session
+
+EXIT_UNUSABLE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a pilot to its end; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m chappe.pilot", description=__doc__)
+    parser.add_argument("--dir", type=Path, required=True, help="the Session's directory")
+    directory: Path = parser.parse_args(arguments).dir.absolute()
+    try:
+        arm_from_env()
+        session = sessions.load(directory)
+        token = sessions.read_token(session)
+        ends_at = sessions.ends_at(session, directory, now())
+    except (Invalid, OSError) as e:
+        print(f"chappe.pilot: {e}", file=sys.stderr)
+        return EXIT_UNUSABLE
+    # All that we start bears the Session's mark; so do we, for whoever looks for what is left of it.
+    os.environ["CHAPPE_SESSION"] = session.session
+    become_subreaper()
+    log, file = open_log(directory / "pilot.log", session.session)
+    lifetime = Lifetime(session.options, inf if ends_at is None else boottime() + ends_at - now())
+    return asyncio.run(_run(session, directory, token, lifetime, log, file))
+
+
+async def _run(
+    session: Session,
+    directory: Path,
+    token: str,
+    lifetime: Lifetime,
+    log: FilteringBoundLogger,
+    file: LogFile,
+) -> int:
+    try:
+        journal, damage = open_journal(directory / FILE)
+        if damage:
+            log.error("journal.damaged", message=damage)
+        placement = _placement(session.options)
+        async with HubClient(
+            session.url, token, ca_file=session.ca_file, user_agent="chappe-pilot"
+        ) as hub:
+            head = Head(session, directory, hub, journal, placement, lifetime, log, file)
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGTERM, head.sigterm)
+            loop.set_exception_handler(lambda _, context: _broken(head, log, context))
+            log.info("begin", cores=placement.node_cores, mem_bytes=placement.node_mem_bytes)
+            return await head.run()
+    except Exception as e:
+        log.exception("died", error=str(e), exc_info=not isinstance(e, ChappeError | OSError))
+        print(f"chappe.pilot: {type(e).__name__}: {e}", file=sys.stderr, flush=True)
+        # Not by way of the interpreter's end, where asyncio would kill the launcher as our child.
+        os._exit(EXIT_AGAIN)
+
+
+def _broken(head: Head, log: FilteringBoundLogger, context: dict[str, Any]) -> None:
+    """Something that nobody awaits failed: a connection that did not end well, or a fault of ours."""
+    error = context.get("exception")
+    log.error("loop.error", message=context.get("message"), exc_info=error)
+    if error is not None and not isinstance(error, ChappeError | OSError):
+        head.fail(error)
+
+
+def _placement(options: Options) -> Placement:
+    """The node as this process may use it, and as the Site's owner limits it."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if options.cores:
+        cpus = cpus[: options.cores]
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if options.mem_bytes:
+        memory = min(memory, options.mem_bytes)
+    # Lanes are numbered from the present: none is ever used by two heads.
+    return Placement(cpus, memory, options.slots or None, first_lane=int(boottime() * 1e6) + 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

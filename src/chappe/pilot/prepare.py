@@ -1,0 +1,294 @@
+"""From a grant to a task: everything that must be true, and exist, before a process may start.
+
+In this order: the grant is admitted (signature, trust, App, parameters), its directory exists, its command
+and environment are made, and last its start is claimed in the ledger. What fails before the claim has used
+up nothing. Runs on the disk thread, a batch at a time; what several Jobs share is looked up once a batch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from chappe.core import limits
+from chappe.core.errors import ChappeError, Invalid
+from chappe.core.faults import reach
+from chappe.core.jobs import JobSpec
+from chappe.link import admission
+from chappe.link.appdef import Files
+from chappe.link.apps import LoadedApp, load_apps
+from chappe.link.files import NO_SPACE, PathEscape, make_below
+from chappe.link.ledger import Claim, Ledger
+from chappe.link.templates import Context
+from chappe.link.trust import TrustedKeys
+from chappe.pilot.holding import Holding
+from chappe.pilot.launch_wire import Task
+from chappe.pilot.session import Session
+from chappe.wire.sync import Grant
+
+_BASE_NAMES = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
+_RAW_FILES = Files()
+
+
+class Order(NamedTuple):
+    """What to prepare: a holding with its slot, and the fences of its start (CLOCK_BOOTTIME seconds)."""
+
+    holding: Holding
+    start_by: float
+    takeover_deadline: float | None
+
+
+class Prepared(NamedTuple):
+    """Claimed, and ready for the launcher."""
+
+    holding: Holding
+    task: Task
+
+
+class Refused(NamedTuple):
+    """It must not be started: `code` is the reason of the refusal."""
+
+    holding: Holding
+    code: str
+    message: str
+
+
+class Failed(NamedTuple):
+    """It should be started and cannot be; `disk_full` if the reason will meet others too."""
+
+    holding: Holding
+    message: str
+    disk_full: bool
+
+
+class Postponed(NamedTuple):
+    """Nothing can be started now, and nothing is wrong with this one."""
+
+    holding: Holding
+    message: str
+
+
+Outcome = Prepared | Refused | Failed | Postponed
+
+
+def base_env(session: Session, environ: Mapping[str, str]) -> dict[str, str]:
+    """What all Jobs of the Session find in their environment."""
+    env = {name: environ[name] for name in _BASE_NAMES if name in environ}
+    env["CHAPPE_SITE"] = session.site_name
+    env["CHAPPE_DATA"] = str(session.data)
+    return env
+
+
+class Shelf:
+    """The Site's Apps, read again when a file in their directory changes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._apps: dict[str, LoadedApp] = {}
+        self._read_as: object = None
+
+    def current(self) -> dict[str, LoadedApp]:
+        """The Apps by name. While the files are wrong, the last good ones stay; raises AppProblem, OSError
+        when there were none yet."""
+        try:
+            with os.scandir(self._directory) as entries:
+                seen = sorted(
+                    (entry.name, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+                    for entry in entries
+                    if entry.name.endswith(".toml") and (stat := entry.stat())
+                )
+        except FileNotFoundError:
+            return self._apps
+        if seen == self._read_as:
+            return self._apps
+        try:
+            self._apps = load_apps(self._directory)
+        except ChappeError:
+            if self._read_as is None:
+                raise
+        self._read_as = seen
+        return self._apps
+
+
+class Preparer:
+    """Prepares the Jobs of one Session."""
+
+    def __init__(self, session: Session) -> None:
+        site = Path(session.site_dir)
+        self._session = session
+        self._data = session.data
+        self._trusted = TrustedKeys(site / "trusted_keys")
+        self._ledger = Ledger(site / "ledger")
+        self._shelf = Shelf(site / "apps")
+
+    def prepare(self, orders: Sequence[Order], now: float) -> list[Outcome]:
+        """What becomes of each order. `now` is in seconds since 1970."""
+        try:
+            batch = self._batch(now)
+        except (ChappeError, OSError) as e:
+            return [Postponed(order.holding, str(e)) for order in orders]
+        return [batch.prepare(order) for order in orders]
+
+    def examine(self, holding: Holding, now: float) -> Refused | None:
+        """Whether `holding` will be refused, as far as that can be said now."""
+        try:
+            answer = self._batch(now).admit(holding)
+        except (ChappeError, OSError):
+            return None
+        return answer if isinstance(answer, Refused) else None
+
+    def claimed(self, job: str, attempt: int) -> bool:
+        """Whether this Session's claim for this start is in the ledger. Raises LedgerUnavailable."""
+        owner = self._ledger.claimed(job, attempt)
+        return owner is not None and owner.session == self._session.session
+
+    def result_of(self, holding: Holding) -> str:
+        """The path of the result file that a Job found running is to leave, "" for none or unknown."""
+        try:
+            spec = msgspec.json.decode(holding.spec, type=JobSpec)
+        except msgspec.MsgspecError:
+            return ""
+        app = self._shelf.current().get(spec.app.name) if spec.app is not None else None
+        if app is None or app.app.files.result is None:
+            return ""
+        return f"{self._data / _where(spec, app.app.files, holding.attempt)}/{app.app.files.result}"
+
+    def _batch(self, now: float) -> _Batch:
+        trusted = self._trusted.current()
+        apps = self._shelf.current()
+        return _Batch(self._session, self._data, self._ledger, apps, trusted, now)
+
+
+class _Batch:
+    """What the Jobs of one batch share."""
+
+    def __init__(
+        self,
+        session: Session,
+        data: Path,
+        ledger: Ledger,
+        apps: Mapping[str, LoadedApp],
+        trusted: frozenset[str],
+        now: float,
+    ) -> None:
+        self._session = session
+        self._data = data
+        self._ledger = ledger
+        self._apps = apps
+        self._trusted = trusted
+        self._now = now
+        self._made: dict[str, str] = {}
+
+    def admit(self, h: Holding) -> admission.Admitted | Refused:
+        grant = Grant(h.job, h.epoch, h.attempt, msgspec.Raw(h.spec), h.submission, h.idx)
+        answer = admission.admit(
+            grant,
+            h.verified,
+            trusted=self._trusted,
+            apps=self._apps,
+            site=self._session.site,
+            project=self._session.project,
+            now=self._now,
+        )
+        if isinstance(answer, admission.Refusal):
+            return Refused(h, answer.code, answer.message)
+        return answer
+
+    def prepare(self, order: Order) -> Outcome:
+        h = order.holding
+        answer = self.admit(h)
+        if isinstance(answer, Refused):
+            return answer
+        try:
+            task = self._task(order, answer)
+        except PathEscape as e:
+            return Refused(h, "bad_path", e.message)
+        except Invalid as e:
+            return Refused(h, "bad_parameters", e.message)
+        except OSError as e:
+            full = e.errno in NO_SPACE or e.errno == errno.EROFS
+            return Failed(h, f"its directory cannot be made: {e}", full)
+        return self._claim(h, task, answer.not_after)
+
+    def _claim(self, h: Holding, task: Task, not_after: float | None) -> Outcome:
+        if h.claimed:
+            return Prepared(h, task)
+        try:
+            claim = self._ledger.claim(h.job, h.attempt, self._session.session, h.epoch, not_after)
+        except ChappeError as e:
+            return Postponed(h, e.message)
+        reach("pilot.after_claim")
+        if claim is not Claim.CLAIMED:
+            return Refused(h, "replayed", f"attempt {h.attempt} was started before at this site")
+        return Prepared(h, task)
+
+    def _task(self, order: Order, admitted: admission.Admitted) -> Task:
+        h, spec = order.holding, admitted.spec
+        files = _RAW_FILES if admitted.app is None else admitted.app.app.files
+        where = _where(spec, files, h.attempt)
+        cwd = self._directory(where, files.own_directory)
+        slot = h.slot
+        cores = h.cores
+        if admitted.app is None:
+            argv = list(spec.command or ())
+            env: dict[str, str] = {}
+        else:
+            context = Context(h.job, h.attempt, where, cores, self._session.site)
+            argv = admitted.app.command.render(admitted.parameters, context)
+            env = dict(admitted.app.app.env)
+        if spec.env:
+            env.update(spec.env)
+        env["CHAPPE_WORKDIR"] = cwd
+        env["CHAPPE_CORES"] = env["OMP_NUM_THREADS"] = str(cores)
+        env["CHAPPE_MEM_BYTES"] = str(h.mem_bytes)
+        if h.parents_file:
+            env["CHAPPE_PARENTS"] = h.parents_file
+        if files.result is not None:
+            env["CHAPPE_RESULT"] = h.result = f"{cwd}/{files.result}"
+        # Without a directory of its own a Job's files bear its name.
+        stem = "" if files.own_directory else f"{h.job}.{h.attempt}."
+        return Task(
+            job=h.job,
+            epoch=h.epoch,
+            attempt=h.attempt,
+            argv=argv,
+            env=env,
+            cwd=cwd,
+            start_by=order.start_by,
+            log=files.log,
+            stdout=f"{cwd}/{stem}stdout.log" if files.log == "file" else "",
+            stderr=f"{cwd}/{stem}stderr.log" if files.separate_stderr else "",
+            cores=[] if slot is None else slot.cpus,
+            wall_limit_s=spec.resources.wall_s,
+            takeover_deadline=order.takeover_deadline,
+            tail_bytes=limits.TAIL_BYTES,
+            lane=0 if slot is None else slot.lane,
+        )
+
+    def _directory(self, relative: str, own: bool) -> str:
+        """The absolute path of a directory below data/, made if need be."""
+        parent = os.path.dirname(relative) if own else relative
+        made = self._made.get(parent)
+        if made is None:
+            made = self._made[parent] = str(make_below(self._data, parent))
+        if not own:
+            return made
+        path = f"{made}/{os.path.basename(relative)}"
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            # From a start of this attempt that was cut short; a link in its place would lead elsewhere.
+            if os.path.islink(path) or not os.path.isdir(path):
+                raise PathEscape(f"{path} is not a directory: remove it", field="workdir") from None
+        return path
+
+
+def _where(spec: JobSpec, files: Files, attempt: int) -> str:
+    """The directory of one attempt, relative to data/."""
+    workdir = spec.workdir or f"jobs/{spec.id}"
+    return f"{workdir}/attempt-{attempt}" if files.own_directory else workdir

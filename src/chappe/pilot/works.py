@@ -1,0 +1,425 @@
+"""Between the Hub's grants and the launcher's processes: journal, prepare, hand over, hear, report.
+
+One batch at a time goes through the disk thread: what arrived, what ended, what the Hub has settled, and as
+many starts as there is room for. While it is there, more comes in from both sides and makes the next batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+from structlog.types import FilteringBoundLogger
+
+from chappe.core.errors import ChappeError
+from chappe.core.leases import Reason
+from chappe.link.clock import boottime, now
+from chappe.link.journal import End
+from chappe.pilot.desk import Arrival, Desk, Done, Work
+from chappe.pilot.ends import end_of
+from chappe.pilot.holding import Holding, Phase
+from chappe.pilot.holdings import Holdings
+from chappe.pilot.keeper import Keeper
+from chappe.pilot.launch_wire import Ended, Events, Key, Started, Task
+from chappe.pilot.launch_wire import Refused as NotStarted
+from chappe.pilot.lifetime import Lifetime
+from chappe.pilot.outbox import Outbox, Start
+from chappe.pilot.parents import Disk, Parents
+from chappe.pilot.prepare import Failed, Order, Outcome, Postponed, Prepared, Refused
+from chappe.pilot.uploads import Uploads
+
+_BATCH = 256
+_PAUSE_S = 5.0
+_LANE_PATIENCE_S = 0.5
+_SETTLED_MOST = 1_000
+_NOT_BEGUN = "it had not begun"
+
+
+class Works:
+    """Starts what is held and takes in how it ended. `due` is called when the Hub should hear something,
+    `alarm` when a time may have changed at which something is due."""
+
+    def __init__(
+        self,
+        *,
+        holdings: Holdings,
+        outbox: Outbox,
+        lifetime: Lifetime,
+        desk: Desk,
+        keeper: Keeper,
+        uploads: Uploads,
+        parents: Parents,
+        disk: Disk,
+        log: FilteringBoundLogger,
+        due: Callable[[], None],
+        alarm: Callable[[], None],
+    ) -> None:
+        self._holdings = holdings
+        self._outbox = outbox
+        self._lifetime = lifetime
+        self._desk = desk
+        self._keeper = keeper
+        self._uploads = uploads
+        self._parents = parents
+        self._disk = disk
+        self._log = log
+        self._due = due
+        self._alarm = alarm
+        self._todo = asyncio.Event()
+        self._arrivals: list[Arrival] = []
+        self._unwritten: dict[str, End] = {}
+        self._unacked: set[Key] = set()
+        self._settled: list[tuple[str, int]] = []
+        self._forget: list[str] = []
+        self._fetching: set[asyncio.Task[None]] = set()
+        self._paused_until = 0.0
+        self._lane_check: asyncio.TimerHandle | None = None
+        self.request_no = 0
+        self.contact_made = False
+        """Nothing starts before the Hub has answered this process once: what its predecessor held may
+        have been taken away meanwhile."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether work would be of no use now: the Site's disk is full, or there is no launcher."""
+        return boottime() < self._paused_until or not self._keeper.up
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that ended is written and on its way."""
+        return not self._unwritten and not len(self._uploads)
+
+    def todo(self) -> None:
+        """Something may have become possible."""
+        self._todo.set()
+
+    async def run(self) -> None:
+        """Work off batches for ever."""
+        try:
+            while True:
+                await self._todo.wait()
+                self._todo.clear()
+                work = self._gather()
+                if work is not None:
+                    self._finish(work, await self._disk(self._desk.work, work))
+        finally:
+            for task in self._fetching:
+                task.cancel()
+            self._uploads.cancel()
+            if self._lane_check is not None:
+                self._lane_check.cancel()
+
+    # --- from the Hub
+
+    def arrive(self, arrival: Arrival) -> None:
+        """Grants came."""
+        self._arrivals.append(arrival)
+        self._todo.set()
+
+    def settled(self, job: str, epoch: int) -> None:
+        """The Hub has its verdict on an end, or does not want the Job back: forget it."""
+        self._holdings.settled(job, epoch)
+        self._settled.append((job, epoch))
+        end = self._unwritten.get(job)
+        if end is not None and end.epoch == epoch:
+            del self._unwritten[job]
+        if (job, epoch) in self._unacked:
+            self._unacked.discard((job, epoch))
+            self._keeper.ack([(job, epoch)])
+        if len(self._settled) >= _SETTLED_MOST:
+            self._todo.set()
+
+    def resume(self, done: Done) -> None:
+        """What the head before us held and did not start may wait again."""
+        self._admit(done)
+        self._todo.set()
+
+    # --- from the launcher
+
+    def hear(self, events: Events) -> None:
+        """What happened to processes."""
+        at = boottime()
+        if events.refused:
+            self._not_started(events.refused)
+        for started in events.started:
+            self._begun(started, at)
+        for ended in events.ended:
+            self.ended(ended, at)
+        self._todo.set()
+        if self._outbox:
+            self._due()
+        if self._lane_check is None and self._holdings.placement.shared:
+            self._watch_lanes()
+
+    def ended(self, ended: Ended, at: float) -> None:
+        """A run is over; `at` is now."""
+        h = self._holdings.get(ended.job, ended.epoch)
+        if h is None or h.phase is Phase.ENDED:
+            self._keeper.ack([ended.key])
+            return
+        if h.slot is not None:
+            h.slot.turned_at = at
+        self._unacked.add(ended.key)
+        self.over(h, end_of(h, ended))
+
+    def lost(self, cause: str) -> None:
+        """The launcher died, and nothing of what it had started is left."""
+        at = now()
+        lost = [h for h in self._holdings.all() if Phase.HANDED <= h.phase <= Phase.RUNNING]
+        self._unacked.clear()
+        for h in lost:
+            self.over(h, h.end(Reason.LAUNCHER_LOST, at, f"the launcher was lost: {cause}"))
+        self._log.error("jobs.lost", jobs=len(lost), cause=cause)
+        self._due()
+
+    # --- ends
+
+    def over(self, h: Holding, end: End) -> None:
+        """`h` has ended, or will not begin."""
+        if h.parents_file:
+            self._forget.append(h.job)
+        self.report(self._holdings.over(h, end))
+
+    def report(self, end: End) -> None:
+        """Write an end to the journal, and tell the Hub; its result first, if it has one."""
+        self._unwritten[end.job] = end
+        if end.result:
+            self._uploads.add(end)
+        else:
+            self._outbox.add_end(end)
+        self._todo.set()
+
+    def kill(self, keys: Iterable[Key], grace_s: float) -> None:
+        """The Hub cancelled these."""
+        running = []
+        for job, epoch in keys:
+            tell, h = self._holdings.kill(job, epoch)
+            if tell:
+                running.append((job, epoch))
+            elif h is not None:
+                self.over(h, h.end(Reason.CANCELLED, now()))
+        if running:
+            self._keeper.kill(running, "cancelled", grace_s)
+        self._due()
+
+    def drain(self) -> None:
+        """Hand back what has not begun."""
+        for h in self._holdings.give_back_unstarted():
+            self.over(h, h.end(Reason.ALLOCATION_END, now(), _NOT_BEGUN))
+        self._log.info("drain", held=len(self._holdings))
+        self._due()
+
+    def end_running(self, grace_s: float) -> None:
+        """The allocation is near its end: end what runs."""
+        keys = []
+        for h in self._holdings.all():
+            if Phase.PREPARING <= h.phase <= Phase.RUNNING:
+                h.ending = h.ending or "allocation_end"
+                if h.phase is not Phase.PREPARING:
+                    keys.append(h.key)
+        if keys:
+            self._keeper.kill(keys, "allocation_end", grace_s)
+        self._log.info("jobs.end", jobs=len(keys))
+
+    # --- batches
+
+    def _gather(self) -> Work | None:
+        starting = self.contact_made and not self.paused and not self._lifetime.draining
+        picked = self._holdings.pick(boottime(), _BATCH) if starting else []
+        if self._holdings.returns:
+            self._due()
+        self._alarm()
+        many = len(self._settled) >= _SETTLED_MOST
+        if not (picked or self._arrivals or self._unwritten or self._forget or many):
+            return None
+        work = Work(self.request_no, self._outbox.last_no)
+        work.arrivals, self._arrivals = self._arrivals, []
+        work.settled, self._settled = self._settled, []
+        work.forget, self._forget = self._forget, []
+        work.ends = list(self._unwritten.values())
+        work.orders = [self._order(h) for h in picked]
+        return work
+
+    def _order(self, h: Holding) -> Order:
+        deadline = None if h.takeover_s is None else self._holdings.contact(h) + h.takeover_s
+        return Order(h, self._holdings.start_by(h), deadline)
+
+    def _finish(self, work: Work, done: Done) -> None:
+        if done.failure:
+            self._pause(f"the journal cannot be written: {done.failure}")
+            self._settled = work.settled + self._settled
+            self._forget = work.forget + self._forget
+            for arrival in work.arrivals:
+                self._give_back(arrival.new)
+        else:
+            self._written(work.ends)
+        self._admit(done)
+        if work.orders or done.new:
+            self._todo.set()
+        if self._outbox:
+            self._due()
+
+    def _admit(self, done: Done) -> None:
+        for h in done.unproven:
+            if h.claimed:
+                message = "its signature is not known any more"
+                self.over(h, h.end(Reason.LAUNCHER_LOST, now(), message))
+            else:
+                self._give_back([h])
+        for h in self._holdings.journaled(done.new):
+            self._fetch(h)
+        self._go_on(done.outcomes)
+
+    def _written(self, ends: Sequence[End]) -> None:
+        acks = []
+        for end in ends:
+            if self._unwritten.get(end.job) is end:
+                del self._unwritten[end.job]
+            key = (end.job, end.epoch)
+            if key in self._unacked:
+                self._unacked.discard(key)
+                acks.append(key)
+        if acks:
+            self._keeper.ack(acks)
+
+    def _give_back(self, held: Iterable[Holding]) -> None:
+        for h in held:
+            self._holdings.give_back(h)
+            self._due()
+
+    def _go_on(self, outcomes: Sequence[Outcome]) -> None:
+        """Hand over what was prepared, report what was refused, keep what must wait."""
+        tasks: list[Task] = []
+        again: list[Holding] = []
+        for outcome in outcomes:
+            h = outcome.holding
+            match outcome:
+                case _ if h.phase is Phase.ENDED:
+                    pass  # dropped while it was looked at
+                case Prepared(_, task):
+                    self._prepared(h, task, tasks, again)
+                case Refused(_, code, message):
+                    self.over(h, h.refusal(code, message, now()))
+                case Failed(_, message, disk_full):
+                    self.over(h, h.end(Reason.START_FAILED, now(), message))
+                    if disk_full:
+                        self._pause(message)
+                case Postponed(_, message):
+                    self._pause(message)
+                    again.append(h)
+        for h in again:
+            if h.ending and h.claimed:
+                self.over(h, h.end(_reason(h.ending), now(), _NOT_BEGUN))
+            elif h.ending:
+                self._give_back([h])
+        self._holdings.again([h for h in again if not h.ending])
+        if tasks:
+            self._keeper.start(tasks)
+
+    def _prepared(self, h: Holding, task: Task, tasks: list[Task], again: list[Holding]) -> None:
+        h.claim()
+        if h.ending == "unknown":
+            self._holdings.drop(h)
+            self._settled.append(h.key)
+        elif h.ending:
+            self.over(h, h.end(_reason(h.ending), now(), _NOT_BEGUN))
+        elif self._keeper.up:
+            h.phase = Phase.HANDED
+            tasks.append(task)
+        else:
+            again.append(h)
+
+    def _begun(self, started: Started, at: float) -> None:
+        h = self._holdings.started(started.job, started.epoch, started.at)
+        if h is not None:
+            if h.slot is not None:
+                h.slot.turned_at = at
+            self._outbox.add_start(Start(h.job, h.epoch, h.attempt, started.at))
+
+    def _not_started(self, several: Sequence[NotStarted]) -> None:
+        again = []
+        for refused in several:
+            h = self._holdings.get(refused.job, refused.epoch)
+            if h is None or h.phase is not Phase.HANDED:
+                continue
+            if h.ending or self._lifetime.draining:
+                reason = _reason(h.ending or "allocation_end")
+                self.over(h, h.end(reason, now(), _NOT_BEGUN))
+            else:
+                again.append(h)
+        self._holdings.again(again)
+
+    def _pause(self, why: str) -> None:
+        """Start nothing and ask for nothing for a while: the same would happen to the next one."""
+        at = boottime()
+        if at < self._paused_until:
+            return
+        self._paused_until = at + _PAUSE_S
+        self._log.error("paused", why=why, pause_s=_PAUSE_S)
+        asyncio.get_running_loop().call_later(_PAUSE_S + 0.1, self._resume)
+        self._due()
+
+    def _resume(self) -> None:
+        self._todo.set()
+        self._due()
+
+    # --- parents
+
+    def _fetch(self, h: Holding) -> None:
+        task = asyncio.create_task(self._fetch_parents(h))
+        self._fetching.add(task)
+        task.add_done_callback(self._fetched)
+
+    def _fetched(self, task: asyncio.Task[None]) -> None:
+        self._fetching.discard(task)
+        if not task.cancelled():
+            task.result()
+
+    async def _fetch_parents(self, h: Holding) -> None:
+        try:
+            path = await self._parents.fetch(h.job, h.spec)
+        except ChappeError as e:
+            if h.phase is not Phase.FETCHING:
+                return
+            if e.transient:
+                self._holdings.give_back(h)
+            else:
+                self.over(h, h.refusal("parents", e.message, now()))
+            self._due()
+        except OSError as e:
+            if h.phase is Phase.FETCHING:
+                message = f"the results of its parents cannot be written: {e}"
+                self.over(h, h.end(Reason.START_FAILED, now(), message))
+                self._due()
+        else:
+            self._holdings.fetched(h, path)
+            self._todo.set()
+
+    # --- lanes
+
+    def _watch_lanes(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._lane_check = loop.call_later(_LANE_PATIENCE_S, self._check_lanes)
+
+    def _check_lanes(self) -> None:
+        """A Job that was expected to be short and is not must not keep others waiting behind it."""
+        self._lane_check = None
+        if not self._holdings.placement.shared:
+            return
+        limit = boottime() - _LANE_PATIENCE_S
+        stuck = [
+            h.key
+            for h in self._holdings.all()
+            if h.phase is Phase.HANDED
+            and h.slot is not None
+            and h.slot.jobs > 1
+            and h.slot.turned_at < limit
+        ]
+        if stuck:
+            self._keeper.withdraw(stuck)
+        self._watch_lanes()
+
+
+def _reason(ending: str) -> Reason:
+    """Why a holding that did not begin is over."""
+    return Reason.CANCELLED if ending == "unknown" else Reason(ending)
