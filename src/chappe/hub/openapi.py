@@ -40,7 +40,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     for route, signature in zip(routes, signatures, strict=True):
         operation = _operation(route, signature, schemas)
         paths.setdefault(route.path, {})[route.method.lower()] = operation
-    return {
+    made = {
         "openapi": "3.1.0",
         "info": {"title": "Chappe", "version": chappe.__version__, "description": DESCRIPTION},
         "paths": paths,
@@ -49,6 +49,8 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
+    # Defaults are Python's: what leaves here is as it will be in JSON.
+    return msgspec.json.decode(msgspec.json.encode(made), type=dict[str, Any])
 
 
 def _schemas(signatures: list[Signature]) -> tuple[dict[Any, Any], dict[str, Any]]:

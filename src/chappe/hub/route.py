@@ -85,7 +85,7 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
         return decoder.decode(body)
     except msgspec.ValidationError as e:
         raise Invalid(f"{e}", field=field_of(e)) from None
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise Invalid(f"the body is not JSON: {e}", field="body", code="malformed") from None
     except RecursionError:
         raise Invalid("the body is nested too deeply", field="body", code="malformed") from None

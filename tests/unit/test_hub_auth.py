@@ -1,0 +1,119 @@
+"""Tokens to Principals: what is remembered, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from chappe.core.errors import Forbidden, Unauthenticated
+from chappe.hub import auth as module
+from chappe.hub.auth import Auth
+from chappe.hub.route import ANYBODY, PILOT, SITE, USER
+from chappe.store.principal import Principal
+
+OWNER = Principal("user", 1, "p", "default", "aaaabbbbcccc")
+
+
+class Store:
+    """Tokens as the store would know them; counts how often it is asked."""
+
+    def __init__(self, *principals: Principal) -> None:
+        self.by_token = {f"token-{p.token_prefix}": p for p in principals}
+        self.asked = 0
+        self.reading = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def find(self, token: str) -> Principal | None:
+        self.asked += 1
+        found = self.by_token.get(token)
+        self.reading.set()
+        await self.gate.wait()
+        return found
+
+
+def bearer(p: Principal) -> str:
+    return f"Bearer token-{p.token_prefix}"
+
+
+async def test_a_token_is_looked_up_once() -> None:
+    store = Store(OWNER)
+    auth = Auth(store.find, lambda: 0.0)
+    for _ in range(3):
+        assert await auth.check(bearer(OWNER), USER) is OWNER
+    assert store.asked == 1
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic token-aaaabbbbcccc"])
+async def test_without_a_token_nobody_is_asked(header: str | None) -> None:
+    store = Store(OWNER)
+    with pytest.raises(Unauthenticated):
+        await Auth(store.find, lambda: 0.0).check(header, ANYBODY)
+    assert store.asked == 0
+
+
+async def test_unknown_tokens_are_not_remembered() -> None:
+    store = Store()
+    auth = Auth(store.find, lambda: 0.0)
+    with pytest.raises(Unauthenticated):
+        await auth.check(bearer(OWNER), USER)
+    store.by_token = {"token-aaaabbbbcccc": OWNER}
+    assert await auth.check(bearer(OWNER), USER) is OWNER
+
+
+@pytest.mark.parametrize("scopes", [SITE, PILOT, SITE | PILOT])
+async def test_another_scope_is_forbidden(scopes: frozenset[str]) -> None:
+    auth = Auth(Store(OWNER).find, lambda: 0.0)
+    with pytest.raises(Forbidden, match="yours is a user's token"):
+        await auth.check(bearer(OWNER), scopes)
+
+
+async def test_an_expired_token_is_refused_though_it_is_remembered() -> None:
+    now = 100.0
+    brief = Principal("user", 1, "p", "default", "ddddeeeeffff", expires_at=200.0)
+    auth = Auth(Store(brief).find, lambda: now)
+    assert await auth.check(bearer(brief), USER) is brief
+    now = 200.0
+    with pytest.raises(Unauthenticated) as refused:
+        await auth.check(bearer(brief), USER)
+    assert refused.value.code == "token_expired"
+
+
+async def test_a_revoked_token_is_forgotten() -> None:
+    store = Store(OWNER)
+    auth = Auth(store.find, lambda: 0.0)
+    await auth.check(bearer(OWNER), USER)
+    store.by_token.clear()
+    auth.revoked({OWNER.token_prefix, "unheard-of00"})
+    with pytest.raises(Unauthenticated):
+        await auth.check(bearer(OWNER), USER)
+
+
+async def test_a_look_up_that_began_before_a_revocation_is_not_remembered() -> None:
+    store = Store(OWNER)
+    store.gate.clear()
+    auth = Auth(store.find, lambda: 0.0)
+    asking = asyncio.ensure_future(auth.check(bearer(OWNER), USER))
+    await store.reading.wait()
+    # The store has read the token as good; now it is revoked, and only then the read returns.
+    store.by_token.clear()
+    auth.revoked({OWNER.token_prefix})
+    store.gate.set()
+    assert await asking is OWNER
+    with pytest.raises(Unauthenticated):
+        await auth.check(bearer(OWNER), USER)
+
+
+async def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CACHE", 3)
+    many = [Principal("user", 1, "p", "default", f"prefix{i:06}") for i in range(5)]
+    store = Store(*many)
+    auth = Auth(store.find, lambda: 0.0)
+    for p in many:
+        await auth.check(bearer(p), USER)
+    assert (len(auth._known), len(auth._digests)) == (3, 3)
+    await auth.check(bearer(many[-1]), USER)
+    assert store.asked == 5
+    await auth.check(bearer(many[0]), USER)
+    assert store.asked == 6
