@@ -15,7 +15,7 @@ from benchmarks.figures import percentile
 from benchmarks.jobs import Maker, shapes
 from benchmarks.pilotlike import PilotLike
 from chappe.link.clock import new_id
-from chappe.store import create, principal, sites, sync, tokens
+from chappe.store import create, prepare, principal, sites, sync, tokens
 from chappe.store.db import Store, open_store
 from chappe.wire.jobs import CreateJobs
 from chappe.wire.sites import AgentHello, AppView, NewBatchJob, NewSession, NewSite, PublishApps
@@ -50,7 +50,7 @@ class Bed:
     def create(self, body: bytes) -> None:
         """What a `POST /v1/jobs` costs without HTTP."""
         catalog = self.store.writer.catalog
-        prepared = create.prepare(catalog, self.user, _decode(body), time.time())
+        prepared = prepare.prepare(catalog, self.user, _decode(body), time.time())
         self.write(create.create_jobs, self.user, prepared, bulk=True)
 
     def _principal(self, token: str) -> principal.Principal:

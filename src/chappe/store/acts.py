@@ -17,13 +17,9 @@ from chappe.core.errors import Invalid
 from chappe.core.jobs import ParentPolicy
 from chappe.core.states import FINAL, State
 from chappe.store.changes import Change, apply, settle_deleted
-from chappe.store.create import (
-    PreparedSubmission,
-    check_hash,
-    insert_submissions,
-    prepare_submission,
-)
+from chappe.store.create import insert_submissions
 from chappe.store.jobrow import JobRow
+from chappe.store.prepare import PreparedSubmission, check_hash, prepare_submission
 from chappe.store.principal import Principal
 from chappe.store.rows import rows_by_id, rows_by_n
 from chappe.store.select import where

@@ -35,7 +35,7 @@ from chappe.core.ids import uuid7
 from chappe.core.jobs import AppRef, Envelope, JobSpec
 from chappe.core.leases import Outcome, Reason
 from chappe.core.shapes import Capacity
-from chappe.store import acts, create, migrate, principal, queries, sites, sync, tokens
+from chappe.store import acts, create, prepare, migrate, principal, queries, sites, sync, tokens
 from chappe.store.db import Store, open_store
 from chappe.store.principal import Principal
 from chappe.testing.clock import FakeClock
@@ -247,7 +247,7 @@ class StoreRig:
 
     def create(self, body: CreateJobs) -> CreateReply:
         """Create Jobs as the route does: prepare outside, create on the writer's thread."""
-        prepared = create.prepare(self.store.writer.catalog, self.user, body, self.clock())
+        prepared = prepare.prepare(self.store.writer.catalog, self.user, body, self.clock())
         return self.do(create.create_jobs, self.user, prepared, bulk=True)
 
     def submit(self, *specs: JobSpec | bytes, **how: Any) -> CreateReply:

@@ -16,8 +16,9 @@ from chappe.hub.call import Call, Content
 from chappe.hub.live import position
 from chappe.link.results import check_bytes
 from chappe.store import acts, queries, why
-from chappe.store.create import create_jobs, prepare
+from chappe.store.create import create_jobs
 from chappe.store.feed import EventFilter, page
+from chappe.store.prepare import prepare
 from chappe.store.principal import Principal
 from chappe.store.sync import store_result
 from chappe.store.tx import Tx
