@@ -26,6 +26,7 @@ _PUBLIC: dict[str, str] = {
     "Where": "chappe.sdk.engine",
     "ResultFile": "chappe.sdk.results",
     "Outcome": "chappe.core.leases",
+    "Parameter": "chappe.core.parameters",
     "Event": "chappe.wire.events",
     "JobView": "chappe.wire.jobs",
     "Why": "chappe.wire.jobs",

@@ -3,6 +3,7 @@
 from chappe.core.leases import (
     Outcome,
 )
+from chappe.core.parameters import Parameter
 from chappe.sdk.aio import (
     AsyncApp,
     AsyncClient,
@@ -80,6 +81,7 @@ __all__ = [
     "NotFound",
     "Options",
     "Outcome",
+    "Parameter",
     "ResultFile",
     "SiteView",
     "TooLarge",

@@ -10,7 +10,7 @@ import click
 from chappe.cli.output import Out, with_output
 
 if TYPE_CHECKING:
-    from chappe.wire.sites import AppView
+    from chappe import AppView, Parameter
 
 
 @click.group("app")
@@ -28,7 +28,7 @@ def ls(out: Out, site: str | None) -> None:
         sites = {} if out.as_json else client.site_names()
     out.many(
         apps,
-        ("APP!", "VERSION", "SITE", "DESCRIPTION"),
+        ("APP!", "VERSION!", "SITE!", "DESCRIPTION~"),
         lambda app: (app.name, app.version, sites.get(app.site, app.site), app.description),
         "no apps: put apps/NAME.toml into a site's directory",
     )
@@ -48,8 +48,14 @@ def show(out: Out, name: str, site: str | None) -> None:
     if not found:
         where = f"site {site} offers" if site else "no site offers"
         raise NotFound(f"{where} {'no ' if site else ''}app {name!r}")
-    for app in found:
-        out.one(app, _show, out, app, sites.get(app.site, app.site))
+    if out.as_json:
+        for app in found:
+            out.line(app)
+        return
+    # Sites with the same definition are shown together.
+    for digest in dict.fromkeys(app.digest for app in found):
+        same = [app for app in found if app.digest == digest]
+        _show(out, same[0], ", ".join(sites.get(app.site, app.site) for app in same))
 
 
 @command.command()
@@ -73,14 +79,23 @@ def _show(out: Out, app: AppView, site: str) -> None:
             ("env", " ".join(app.allow_env)),
         )
     )
-    rows = []
-    for name, p in app.parameters.items():
-        limits = [
-            f"≥ {p.min:g}" if p.min is not None else "",
-            f"≤ {p.max:g}" if p.max is not None else "",
-        ]
-        allowed = ", ".join(p.choices) or " ".join(one for one in limits if one)
-        default = "(required)" if p.required else "" if p.default is None else str(p.default)
-        rows.append((name, str(p.type), default, allowed, p.help))
-    out.table(("PARAMETER!", "TYPE", "DEFAULT", "ALLOWED", "HELP"), rows, "no parameters")
+    rows = [(name, _type(p), _default(p), p.help) for name, p in app.parameters.items()]
+    out.table(("PARAMETER!", "TYPE!", "DEFAULT!", "HELP~"), rows, "no parameters")
     out.say()
+
+
+def _type(p: Parameter) -> str:
+    """A parameter's type and bounds: `int 8…4096`, `float ≥ 0`, `rossby|inviscid`."""
+    if p.choices:
+        return "|".join(p.choices) if len(p.choices) < 3 else f"one of {len(p.choices)}"
+    kind = f"list of {p.items}" if p.type == "list" else str(p.type)
+    if p.min is not None and p.max is not None:
+        return f"{kind} {p.min:g}…{p.max:g}"
+    if p.min is not None:
+        return f"{kind} ≥ {p.min:g}"
+    return kind if p.max is None else f"{kind} ≤ {p.max:g}"
+
+
+def _default(p: Parameter) -> str:
+    text = "(required)" if p.required else "" if p.default is None else str(p.default)
+    return text if len(text) <= 24 else "…" + text[-23:]

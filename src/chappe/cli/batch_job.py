@@ -32,7 +32,7 @@ def ls(out: Out, site: str | None, state: str | None) -> None:
     ids = short_ids([b.id for b in found])
     out.many(
         found,
-        ("ID!", "SITE", "STATE", "NODES>", "SCHEDULER ID", "AGE>", "MESSAGE"),
+        ("ID!", "SITE", "STATE!", "NODES>", "SCHEDULER ID", "AGE>", "MESSAGE~"),
         lambda b: (
             ids[b.id],
             sites.get(b.site, b.site),

@@ -12,9 +12,8 @@ from chappe.cli.options import filters, job_options, options_of, where
 from chappe.cli.output import FAILED, Out, ago, short_ids, size, span, when, with_output
 
 if TYPE_CHECKING:
+    from chappe import Event, JobView
     from chappe.sdk.sync import Client
-    from chappe.wire.events import Event
-    from chappe.wire.jobs import JobView
 
 _SHOWN = 50
 
@@ -46,10 +45,11 @@ def submit(
     wait: bool,
     **given: Any,
 ) -> None:
-    """Submit one job of APP, or with --file many, a whole graph among them.
+    """Submit one job of APP, or many from a file.
 
-    Objects of a file have the fields app (or command), site or sites, parameters, and any option of
-    the SDK (name, cores, wall_s, tags, parents …); parents are ids, or names of jobs further up.
+    A file may hold a whole graph. Its objects have the fields app (or command), site or sites,
+    parameters, and any option of the SDK (name, cores, wall_s, tags, parents …); parents are ids, or
+    names of jobs further up.
     """
     from chappe.cli import job_file  # here: `--help` does without the SDK
     from chappe.sdk.errors import Invalid
@@ -100,20 +100,19 @@ def ls(
     if out.as_json:
         return
     ids = short_ids([view.id for view in views])
-    out.table(
-        ("ID!", "NAME", "APP", "SITE", "STATE!", "TRY>", "SINCE>"),
-        [_row(view, ids[view.id], sites) for view in views],
-        "no jobs",
-    )
+    columns = ("ID!", "NAME", *(["APP"] if out.wide else []), "SITE", "STATE!", "TRY>", "SINCE>")
+    rows = [_row(view, ids[view.id], sites, wide=out.wide) for view in views]
+    out.table(columns, rows, "no jobs")
     if more:
         out.say(f"… the newest {limit}; narrow the filter, or use --limit 0 for all", "dim")
 
 
-def _row(view: JobView, short: str, sites: dict[str, str]) -> tuple[str, ...]:
-    where_ = _places(view, sites, "|")
+def _row(view: JobView, short: str, sites: dict[str, str], *, wide: bool) -> tuple[str, ...]:
+    app = view.app or "(command)"
+    names = (view.name, app) if wide else (view.name or app,)
     state = "unreachable" if view.unreachable else view.state
     tries = f"{view.attempt}/{view.max_attempts}"
-    return short, view.name, view.app or "(command)", where_, state, tries, ago(view.changed_at)
+    return short, *names, _places(view, sites, "|"), state, tries, ago(view.changed_at)
 
 
 @command.command()
@@ -185,7 +184,10 @@ def _facts(view: JobView, sites: dict[str, str]) -> list[tuple[str, str | None]]
 @click.argument("ids", nargs=-1, required=True)
 @with_output
 def watch(out: Out, ids: tuple[str, ...]) -> None:
-    """Print jobs' changes of state until all have ended; exit 1 unless all succeeded."""
+    """Print changes of state until all have ended.
+
+    Exit 1 unless all succeeded.
+    """
     with out.client() as client:
         jobs = {job.id: job for job in map(client.job, ids)}
         phases = {}

@@ -25,14 +25,24 @@ P = ParamSpec("P")
 
 OK, FAILED, USAGE, NOT_FOUND, UNREACHABLE, REFUSED = range(6)
 
-#: How a phase looks in a terminal.
+#: How phases, states and the like look in a terminal.
 STYLES = {
     "waiting": "dim",
+    "AWAITING_PARENTS": "dim",
     "runnable": "cyan",
+    "PREPROCESSED": "cyan",
+    "RESTART_READY": "cyan",
     "running": "bold blue",
+    "RUNNING": "bold blue",
     "finished": "green",
+    "JOB_FINISHED": "green",
     "failed": "bold red",
+    "FAILED": "bold red",
     "cancelled": "yellow",
+    "CANCELLED": "yellow",
+    "revoked": "dim",
+    "live": "green",
+    "silent": "magenta",
     "unreachable": "magenta",
     "online": "green",
     "offline": "yellow",
@@ -53,6 +63,11 @@ class Out:
         from rich.console import Console  # here: `--help` and `--json` do without it
 
         return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+    @property
+    def wide(self) -> bool:
+        """Whether there is room for what is not essential."""
+        return self.console.width >= 100
 
     def client(self) -> Client:
         """A client by the user's configuration."""
@@ -92,7 +107,11 @@ class Out:
         self.table(columns, [row(thing) for thing in things], empty)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-        """Print a table. A column's name ending in `>` is aligned right; phases have their colours."""
+        """Print a table; phases and states have their colours.
+
+        A column's name may end in `!` (never cut), `>` (never cut, aligned right) or `~` (wrapped);
+        the others are cut where the terminal is too narrow.
+        """
         from rich.table import Table  # here: `--help` and `--json` do without it
         from rich.text import Text
 
@@ -100,12 +119,14 @@ class Out:
             self.say(empty)
             return
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-        for name in columns:
+        for i, name in enumerate(columns):
+            label, kind = name.rstrip("!>~"), name[-1]
+            widest = max(len(label), *(len(cells[i]) for cells in rows))
             table.add_column(
-                name.rstrip(">!"),
-                justify="right" if name.endswith(">") else "left",
-                no_wrap=True,
-                overflow="ignore" if name.endswith("!") else "ellipsis",
+                label,
+                justify="right" if kind == ">" else "left",
+                no_wrap=kind != "~",
+                width=widest if kind in "!>" else None,
             )
         for cells in rows:
             table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in cells))
@@ -120,13 +141,22 @@ class Out:
 
     def facts(self, pairs: Iterable[tuple[str, str | None]]) -> None:
         """Print names and values below each other; what is None or empty is left out."""
+        from rich.table import Table  # here: `--help` and `--json` do without it
+        from rich.text import Text
+
         shown = [(name, value) for name, value in pairs if value]
+        if self.console.is_terminal:
+            table = Table.grid(padding=(0, 2, 0, 0))
+            for name, value in shown:
+                table.add_row(name, Text(value, STYLES.get(value, ""), overflow="fold"))
+            self.console.print(table)
+            return
         width = max((len(name) for name, _ in shown), default=0)
         for name, value in shown:
             first, *more = value.splitlines()
-            self.say(f"{name:<{width}}  {first}", STYLES.get(value))
-            for line in more:
-                self.say(f"{'':<{width}}  {line}")
+            self.say(
+                "\n".join([f"{name:<{width}}  {first}", *(f"{'':<{width}}  {m}" for m in more)])
+            )
 
 
 def with_output(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,7 +12,7 @@ from chappe.cli.options import job_options, options_of
 from chappe.cli.output import FAILED, OK, Out, with_output
 
 if TYPE_CHECKING:
-    from chappe.wire.jobs import JobView
+    from chappe import JobView
 
 
 @click.command("run")

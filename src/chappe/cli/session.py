@@ -22,7 +22,7 @@ def ls(out: Out) -> None:
     ids = short_ids([s.id for s in found])
     out.many(
         found,
-        ("ID!", "SITE", "STATE", "HEARD>", "HOLDS>", "CORES>", "FREE MEMORY>"),
+        ("ID!", "SITE", "STATE!", "HEARD>", "HOLDS>", "CORES>", "FREE MEMORY>"),
         lambda s: (
             ids[s.id],
             sites.get(s.site, s.site),

@@ -32,19 +32,24 @@ def command() -> None:
 @command.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--name", help="What the hub and users call it (the directory's name).")
+@click.option(
+    "--trust",
+    metavar="KEY",
+    help="Trust this public key (chappe doctor shows it) instead of the one on this machine.",
+)
 @with_output
-def init(out: Out, directory: Path, name: str | None) -> None:
-    """Make DIRECTORY a site of the hub. It trusts your key."""
+def init(out: Out, directory: Path, name: str | None, trust: str | None) -> None:
+    """Make DIRECTORY a site of the hub. It trusts your key, and runs what that key has signed."""
     from chappe.site.init import HubAccess, init_site  # here: `--help` does without them
 
     with out.client() as client:
         access = HubAccess(client.settings.url, client.settings.token, client.settings.ca_file)
-        key = client.public_key()
+        key = trust or client.public_key()
     called = name or re.sub(r"[^A-Za-z0-9_.-]", "-", directory.resolve().name)
     made = init_site(directory, called, access, key, comment=getpass.getuser())
 
     def words() -> None:
-        out.say(f"{made.directory} is the site {made.name!r}; it trusts your key")
+        out.say(f"{made.directory} is the site {made.name!r}; it trusts {key}")
         out.say(f"  what can be run is described in {made.directory}/apps/*.toml (see hello.toml)")
         out.say(f"  next: chappe site start {directory}")
 
@@ -104,7 +109,6 @@ def _status(out: Out, status: AgentStatus) -> None:
         (
             ("agent", str(status.presence)),
             ("directory", status.directory),
-            ("process", f"{status.pid} on {status.host}" if status.pid else None),
             ("since", when(status.since)),
             ("", status.message),
         )
@@ -119,7 +123,7 @@ def ls(out: Out) -> None:
         sites = client.sites()
     out.many(
         sites,
-        ("SITE!", "AGENT", "HEARD>", "HOST", "PILOTS>", "RUNNING>", "WAITING>"),
+        ("SITE!", "AGENT!", "HEARD>", "HOST", "PILOTS>", "RUNNING>", "WAITING>"),
         lambda s: (
             s.name,
             "online" if s.online else "offline",

@@ -22,7 +22,7 @@ def ls(out: Out) -> None:
         sites = {} if out.as_json else client.site_names()
     out.many(
         tokens,
-        ("PREFIX!", "SCOPE", "SITE", "NOTE", "AGE>", "EXPIRES", "STATE"),
+        ("PREFIX!", "SCOPE!", "SITE", "NOTE", "AGE>", "EXPIRES!", "STATE!"),
         lambda t: (
             t.prefix,
             t.scope,

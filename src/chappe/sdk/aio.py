@@ -239,14 +239,20 @@ class AsyncClient:
         kinds: Sequence[str] = (),
         jobs: Sequence[drafts.HasId | str] = (),
         final: bool = False,
+        tags: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Event]:
         """The EventLog from its start, or from `cursor`; with `follow`, what is new, for ever.
 
-        `kinds`: job, job.deleted, session, batch_job, site. `final`: only ends of Jobs.
+        `kinds`: job, job.deleted, session, batch_job, site. `jobs`: at most 100. `final`: only ends of
+        Jobs. `tags`: only of Jobs that have all of them.
         """
         return self._engine.events(
-            follow=follow, cursor=cursor, filters=drafts.event_filters(kinds, jobs, final)
+            follow=follow, cursor=cursor, filters=drafts.event_filters(kinds, jobs, final, tags)
         )
+
+    async def cursor(self) -> str:
+        """The feed's present position: `events` from there tell all that happens from now on."""
+        return await self._engine.cursor()
 
     def changes(self, jobs: Iterable[drafts.HasId | str]) -> AsyncIterator[Event]:
         """Each Job's present state (as an Event of `seq` 0), then its changes, until all have ended."""

@@ -164,7 +164,7 @@ def _site(site: SiteView, sessions: list[SessionView]) -> Finding:
 
 def _remedy(code: str) -> str:
     return {
-        "tls": "name the hub's certificate (hub.crt in its data directory) as ca_file",
+        "tls": "name the hub's certificate (hub-cert.pem in its data directory) as ca_file",
         "unknown_host": "correct the url",
         "refused": "start it: chappe hub start; or correct the url",
         "proxy": "look at HTTPS_PROXY and NO_PROXY",

@@ -177,7 +177,12 @@ def ids_of(jobs: Iterable[HasId | str]) -> list[str]:
     return [job if isinstance(job, str) else job.id for job in jobs]
 
 
-def event_filters(kinds: Sequence[str], jobs: Sequence[HasId | str], final: bool) -> dict[str, Any]:
+def event_filters(
+    kinds: Sequence[str],
+    jobs: Sequence[HasId | str],
+    final: bool,
+    tags: Mapping[str, str] | None,
+) -> dict[str, Any]:
     """The feed's query parameters."""
     filters: dict[str, Any] = {}
     if kinds:
@@ -186,6 +191,8 @@ def event_filters(kinds: Sequence[str], jobs: Sequence[HasId | str], final: bool
         filters["job"] = ids_of(jobs)
     if final:
         filters["final"] = 1
+    if tags:
+        filters["tag"] = [f"{key}={value}" for key, value in tags.items()]
     return filters
 
 

@@ -221,16 +221,20 @@ class Engine:
             page = await self.hub.request("GET", path, reply=EventPage, params=params)
             for event in page.events:
                 yield event
-            if page.cursor == cursor or not page.events:
+            # With a filter a page may be empty though more follows: the cursor stands still at the end.
+            if page.cursor == cursor:
                 return
             cursor = page.cursor
+
+    async def cursor(self) -> str:
+        """The feed's present position."""
+        params = {"cursor": "now"}
+        return (await self.hub.request("GET", "/v1/events", reply=EventPage, params=params)).cursor
 
     async def changes(self, ids: Sequence[str]) -> AsyncGenerator[Event]:
         """Each Job's present state (`seq` 0), then its changes of state, until all have ended."""
         while True:
-            here = await self.hub.request(
-                "GET", "/v1/events", reply=EventPage, params={"cursor": "now"}
-            )
+            here = await self.cursor()
             views = await self.views(list(dict.fromkeys(ids)))
             for view in views:
                 yield _as_event(view)
@@ -238,7 +242,7 @@ class Engine:
             if not open_:
                 return
             filters = {"job": sorted(open_)} if len(open_) <= _JOBS_IN_FILTER else {}
-            events = self.events(follow=True, cursor=here.cursor, filters=filters)
+            events = self.events(follow=True, cursor=here, filters=filters)
             try:
                 async with contextlib.aclosing(events):
                     async for event in events:
