@@ -1,0 +1,202 @@
+"""The demonstration: an ensemble of a real model at two sites, through a hub, with a plot.
+
+`./run demo` starts a Hub and two Sites, runs twelve members of a barotropic vorticity model (one breaks the
+CFL limit, and must fail), checks those that succeeded against theory where they ran, and draws all in one
+picture. Exit status 0: every Job ended as it should, and every check holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from demo_view import Row, View, final_table
+from demo_world import CHAPPE, CODE, World, WorldError
+from rich.console import Console
+
+from chappe import AsyncClient, AsyncJob, ChappeError, Draft, JobView, ResultFile
+
+sys.path.insert(0, str(CODE))
+import results
+from members import MEMBERS, SITES
+
+LIMIT_S = 600.0
+FINISHED = "JOB_FINISHED"
+
+
+class Plan:
+    """The Jobs: the members, an analysis at each Site, and one picture of both."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        model = {site: client.app("barotropic", site=site) for site in SITES}
+        self.members = [
+            model[member.site].options(name=member.name, tags={"demo": "member"})(member.parameters)
+            for member in MEMBERS
+        ]
+        self.analyses = [
+            client.app("analyse", site=site).options(
+                name=f"analyse-{site}",
+                parents=[d for d, m in zip(self.members, MEMBERS, strict=True) if m.site == site],
+                on_parent_failure="succeeded",
+            )()
+            for site in SITES
+        ]
+        # Either Site may draw: both results come to it through the Hub.
+        compare = client.app("compare", sites=SITES)
+        self.picture = compare.options(name="compare", parents=self.analyses)()
+        self.drafts: list[Draft] = [*self.members, *self.analyses, self.picture]
+        self.expected = {draft.id: FINISHED for draft in self.drafts} | {
+            draft.id: member.expected_state
+            for draft, member in zip(self.members, MEMBERS, strict=True)
+        }
+
+    def rows(self) -> dict[str, Row]:
+        """For the live view."""
+        return {d.id: Row(d.name, "|".join(d.template.sites)) for d in self.drafts}
+
+
+async def run(world: World, console: Console, output: Path) -> bool:
+    """Submit, watch, collect, check. Returns whether all is as it should be."""
+    async with AsyncClient(config_file=world.config, key=world.key) as client:
+        await sites_ready(client)
+        plan = Plan(client)
+        jobs = await client.submit(plan.drafts)
+        console.print(f"submitted {len(jobs)} jobs in one signed request\n")
+        view = View(console, plan.rows())
+        with view.live():
+            async for event in client.changes(jobs):
+                view.told(event)
+        views = [await job.refresh() for job in jobs]
+        console.print(f"\nall jobs have ended after {time.monotonic() - view.began:.1f} s\n")
+        console.print(final_table(views, await client.site_names(), plan.expected))
+        right = all(v.state == plan.expected[v.id] for v in views)
+        *analyses, picture = jobs[len(plan.members) :]
+        for job in analyses:
+            right = report_checks(console, await result_of(job), job.name) and right
+        png = await result_of(picture)
+        if png is not None:
+            console.print(f"\npicture: {png.save(output)}", style="bold", soft_wrap=True)
+        explain_failure(console, views)
+        return right and png is not None
+
+
+async def sites_ready(client: AsyncClient) -> None:
+    """Return once every Site offers its Apps and has a pilot; the feed says when to look again."""
+    # The position first, then the state: what changes in between is told.
+    changes = client.events(follow=True, cursor=await client.cursor(), kinds=["site", "session"])
+    while True:
+        offered = {app.site for app in await client.apps() if app.name == "compare"}
+        if all(
+            site.id in offered and any(pilot.state == "live" for pilot in site.sessions)
+            for site in await client.sites()
+        ):
+            return
+        await anext(changes)
+
+
+async def result_of(job: AsyncJob) -> ResultFile | None:
+    """A Job's result, None when it failed: the table has shown that already."""
+    return await job.result_file() if job.ok else None
+
+
+def report_checks(console: Console, result: ResultFile | None, name: str) -> bool:
+    """Print a Site's checks against theory; whether all hold and none is missing."""
+    if result is None:
+        console.print(f"{name}: no result", style="bold red")
+        return False
+    with tempfile.TemporaryDirectory() as directory:
+        found = results.load(result.save(Path(directory) / "analysis.npz"))
+    console.print(f"\ntheory at {found.site}:", style="bold")
+    for check in found.checks:
+        console.print(f"  {check}", style="green" if check.ok else "bold red", highlight=False)
+    failed = {m.name for m in MEMBERS if m.site == found.site and m.expected_state != FINISHED}
+    return bool(found.checks) and all(c.ok for c in found.checks) and set(found.absent) == failed
+
+
+def explain_failure(console: Console, views: list[JobView]) -> None:
+    """Say why the members failed that did: the kept end of their stderr tells."""
+    for view in views:
+        if view.state == "FAILED" and view.outcome is not None:
+            words = view.outcome.tail.strip().splitlines() or [view.outcome.message]
+            console.print(f"{view.name} failed: {words[-1]}", style="dim", soft_wrap=True)
+
+
+@contextmanager
+def a_world(console: Console, directory: Path) -> Iterator[World]:
+    """The Hub and the Sites, stopped in order whatever happens."""
+    world = World(directory)
+    console.print(world.isolation.explanation, style="dim")
+    try:
+        began = time.monotonic()
+        world.start_hub()
+        console.print(
+            f"hub ready at {world.url} after {time.monotonic() - began:.1f} s (first start)"
+        )
+        for site in SITES:
+            began = time.monotonic()
+            world.add_site(site)
+            console.print(f"site {site} started after {time.monotonic() - began:.1f} s")
+        yield world
+    finally:
+        world.stop()
+
+
+def keep(world: World, console: Console) -> None:
+    """Leave all up until Ctrl-C, and say how to look around."""
+    settings = " ".join(f"{name}={value}" for name, value in world.environment.items())
+    lines = [
+        "The hub and the sites stay up until Ctrl-C. In another terminal:",
+        f"export {settings}",
+    ]
+    lines += [
+        f"{CHAPPE} {words}"
+        for words in ("job ls", "run paris -- hostname", "session ls", "events -f", "doctor")
+    ]
+    lines.append(f"The sites' directories, with the model's output, are in {world.directory}")
+    console.print("\n  ".join(["", *lines]), soft_wrap=True, highlight=False)
+    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+async def limited(world: World, console: Console, output: Path) -> bool:
+    """`run`, which must end some day."""
+    async with asyncio.timeout(LIMIT_S):
+        return await run(world, console, output)
+
+
+def main() -> int:
+    """Run the demonstration."""
+    parser = argparse.ArgumentParser(description="An ensemble at two sites, through a hub.")
+    parser.add_argument("--keep", action="store_true", help="leave hub and sites up at the end")
+    parser.add_argument("--output", type=Path, default=Path("ensemble.png"), help="the picture")
+    options = parser.parse_args()
+    console = Console()
+    directory = Path(tempfile.mkdtemp(prefix="chappe-demo-"))
+    good = False
+    try:
+        with a_world(console, directory) as world:
+            good = asyncio.run(limited(world, console, options.output.absolute()))
+            if options.keep:
+                keep(world, console)
+    except (ChappeError, WorldError, TimeoutError) as error:
+        console.print(f"{type(error).__name__}: {error}", style="bold red")
+    except KeyboardInterrupt:
+        console.print("stopped")
+    if good:
+        shutil.rmtree(directory)
+        return 0
+    console.print(
+        f"not all is as it should be; logs and output are in {directory}", style="bold red"
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
