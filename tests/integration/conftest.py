@@ -18,3 +18,13 @@ def hub(tmp_path: Path) -> Generator[RunningHub, None, None]:
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Generator[RunningHub, None, None]:
+    """A Hub that tests share which neither stop it nor look at what others made."""
+    running = start_hub(tmp_path_factory.mktemp("shared") / "hub")
+    try:
+        yield running
+    finally:
+        running.stop()

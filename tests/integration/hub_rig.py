@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
+import ssl
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -154,8 +156,9 @@ class World:
 
 
 @asynccontextmanager
-async def world(hub: RunningHub, name: str = "paris") -> AsyncGenerator[World, None]:
-    """Set a World up on a running Hub."""
+async def world(hub: RunningHub, name: str | None = None) -> AsyncGenerator[World, None]:
+    """Set a World up on a running Hub, with a Site of a name of its own."""
+    name = name or f"site-{new_id()}"
     async with AsyncExitStack() as stack:
         user = await stack.enter_async_context(HubClient(hub.url, hub.token, ca_file=hub.ca_file))
         made = await user.request("POST", "/v1/sites", NewSite(new_id(), name), NewSiteReply)
@@ -165,6 +168,43 @@ async def world(hub: RunningHub, name: str = "paris") -> AsyncGenerator[World, N
         app = AppView("nop", "1", "0" * 64, unsigned=True)
         await site.request("PUT", f"/v1/sites/{made.id}/apps", PublishApps([app]))
         yield World(hub, user, site, made.id, agent, stack)
+
+
+class Answer(NamedTuple):
+    """A reply as it came."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The body of an error."""
+        found: dict[str, Any] = json.loads(self.body)["error"]
+        return found
+
+
+def raw(
+    hub: RunningHub,
+    method: str,
+    path: str,
+    token: str | None = None,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    """One request on a connection of its own, as it stands. A stream is read up to its headers only."""
+    host, _, port = hub.url.removeprefix("https://").rpartition(":")
+    context = ssl.create_default_context(cafile=hub.ca_file)
+    connection = http.client.HTTPSConnection(host, int(port), timeout=WITHIN_S, context=context)
+    try:
+        auth = {"authorization": f"Bearer {token}"} if token else {}
+        connection.request(method, path, body, {**auth, **(headers or {})})
+        response = connection.getresponse()
+        found = {k.lower(): v for k, v in response.getheaders()}
+        endless = found.get("content-type") == "text/event-stream"
+        return Answer(response.status, found, b"" if endless else response.read())
+    finally:
+        connection.close()
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

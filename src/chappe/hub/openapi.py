@@ -11,7 +11,7 @@ import msgspec
 import chappe
 from chappe.core.errors import BY_STATUS
 from chappe.core.jobs import JobSpec
-from chappe.hub.route import Route, Signature
+from chappe.hub.route import PILOT, Route, Signature
 from chappe.wire.events import ErrorReply
 from chappe.wire.submission import Statement
 
@@ -147,6 +147,8 @@ def error_statuses(route: Route, signature: Signature) -> list[int]:
     statuses = {429, 500, 503, *route.errors}
     if route.scopes:
         statuses |= {401, 403}
+    if PILOT <= route.scopes:
+        statuses.add(409)  # the pilot's Session is dead
     if route.parameters:
         statuses |= {404, 422}
     if signature.query is not None:
