@@ -232,8 +232,10 @@ def test_without_its_guard_an_allocation_still_runs_and_can_be_cancelled(local: 
     wait_until((local.root / "up").exists, "the pilot's start")
     guard = local.state(ident).watch_pid
     os.kill(guard, signal.SIGKILL)
-    wait_until(lambda: local.state(ident).watch_pid == 0, "the end of the guard")
-    assert local.state(ident).phase is Phase.RUNNING
+    wait_until(lambda: local.state(ident).watch_pid != guard, "the end of the guard")
+    state = local.state(ident)
+    assert state.phase is Phase.RUNNING
+    assert state.watch_pid in marked(local.sessions), "the next process to watch"
     local.run(local.scheduler.cancel_command(ident))
     assert local.await_over(ident).phase is Phase.CANCELLED
 

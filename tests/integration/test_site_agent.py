@@ -286,6 +286,18 @@ def test_an_agent_of_another_machine_is_not_stopped_from_here(site: Site) -> Non
     site.paths.pid_file.unlink()
 
 
+def test_without_its_book_the_agent_finds_its_allocations_again(site: Site) -> None:
+    daemon.start(site.paths.root)
+    ident, session = running(site)
+    daemon.stop(site.paths.root)
+    site.paths.book.unlink()
+    daemon.start(site.paths.root)
+    wait_until(lambda: site.said("found at the scheduler"), "the allocation")
+    assert site.lines("starts") == [session], "neither submitted again nor doubled"
+    let_end(site, session)
+    wait_until(lambda: ident in site.hub.states("ended"), "the report of the end")
+
+
 # --- the Hub is away, or does not know us
 
 

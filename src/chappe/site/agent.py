@@ -27,6 +27,7 @@ from chappe.site.book import Book
 from chappe.site.hubloop import AgentId, HubLoop, Superseded, greet
 from chappe.site.paths import SitePaths
 from chappe.site.status import AgentRunning, Presence
+from chappe.site.steps import Steps
 from chappe.site.undertaker import Undertaker
 from chappe.site.wakeup import Wakeups
 from chappe.site.watch import watch
@@ -48,6 +49,7 @@ CRASHES = 3
 QUICK_S = 10.0
 MOST_DELAY_S = 60.0
 PRUNE_EVERY_S = 86_400.0
+PRUNE_FIRST_S = 3_600.0
 HELLO_AGAIN_S = 5.0
 
 Loop = Callable[[], Awaitable[None]]
@@ -72,12 +74,12 @@ def read_token(paths: SitePaths) -> str:
         token = paths.token.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as e:
         raise TokenProblem(
-            f"{paths.token} cannot be read: {e}; run `chappe site init` again"
+            f"{paths.token} cannot be read: {e}; restore it, or make a new site"
         ) from e
     if mode & 0o077:
         raise TokenProblem(f"{paths.token} may be read by others: chmod 600 it")
     if not token:
-        raise TokenProblem(f"{paths.token} is empty; run `chappe site init` again")
+        raise TokenProblem(f"{paths.token} is empty; restore it, or make a new site")
     return token
 
 
@@ -109,7 +111,8 @@ async def supervise(name: str, loop: Loop) -> None:
 
 
 async def prune_ledger(ledger: Ledger) -> None:
-    """Once a day, remove entries whose signatures have expired."""
+    """Once a day, remove entries whose signatures have expired; not at once, a stop would wait for it."""
+    await asyncio.sleep(PRUNE_FIRST_S)
     while True:
         removed = await asyncio.to_thread(ledger.prune, now())
         if removed:
@@ -188,7 +191,8 @@ async def _run(
 ) -> None:
     wakeups = Wakeups()
     scheduler = schedulers.make(config.scheduler.kind, str(paths.scheduler_records))
-    jobs = BatchJobs(paths, config, scheduler, hub, book, wakeups)
+    jobs = BatchJobs(paths, config, book, wakeups)
+    steps = Steps(paths, config, scheduler, hub, jobs, wakeups)
     undertaker = Undertaker(paths, config, jobs, wakeups)
     link = HubLoop(paths, config, hub, jobs, wakeups, me)
     log.info("agent started", site=config.site.name, agent=me.agent, pid=os.getpid())
@@ -198,7 +202,7 @@ async def _run(
         {
             "orders": link.listen,
             "reports": link.report,
-            "batch jobs": jobs.run,
+            "batch jobs": steps.run,
             "status": lambda: watch(jobs, scheduler, wakeups, interval_s),
             "last words": undertaker.run,
             "ledger": lambda: prune_ledger(Ledger(paths.ledger)),

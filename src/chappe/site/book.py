@@ -105,7 +105,7 @@ class Batch:
     cancel: bool = False
     phase: Phase = Phase.UNKNOWN
     message: str = ""
-    ended_at: float | None = None
+    running_at: float | None = None
     buried: bool = False
     accepted: str = "requested"
     entries: list[Entry] = field(default_factory=list)
@@ -153,7 +153,8 @@ class Batch:
                 self.cancel = True
             case Said():
                 self.phase, self.message = entry.phase, entry.message
-                self.ended_at = entry.at if self.over else None
+                if self.phase is Phase.RUNNING:
+                    self.running_at = entry.at
             case Buried():
                 self.buried = True
             case Accepted():

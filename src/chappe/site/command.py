@@ -48,5 +48,13 @@ async def run(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> Ran:
     return Ran(code, _text(out), _text(err))
 
 
+async def checked(argv: Sequence[str]) -> Ran:
+    """Run a command that must succeed. Raises OSError when it does not."""
+    ran = await run(argv)
+    if ran.exit_code != 0:
+        raise OSError(f"{argv[0]} … ended with {ran.exit_code}: {ran.stderr.strip()[-300:]}")
+    return ran
+
+
 def _text(data: bytes) -> str:
     return data[:_OUTPUT_BYTES].decode(errors="replace")

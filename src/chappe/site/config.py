@@ -153,7 +153,7 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     python: Annotated[
         str,
         Meta(
-            description="Python of the nodes, with Chappe installed, to run pilots with. Empty: the agent's own."
+            description="Python that runs pilots, with Chappe, on all nodes. Empty: the agent's own."
         ),
     ] = ""
     env: Annotated[

@@ -169,8 +169,8 @@ class HubLoop:
             raise error
         if isinstance(error, Unauthenticated | Forbidden | NotFound):
             log.error(
-                "the hub does not know this site's token (revoked, or the site was deleted): run "
-                "`chappe site init` in this directory again, or ask the hub's operator",
+                "the hub does not know this site's token (revoked, or the site was deleted): put the "
+                "right one into secrets/site.token and restart the agent, or make a new site",
                 error=error.message,
                 again_in_s=REFUSED_DELAY_S,
             )

@@ -109,8 +109,8 @@ def status(records: str, args: list[str]) -> int:
         if state == "running" and not alive(fields.get("guard", "")) and overdue(fields):
             send(marked[fields["mark"]], _KILL)
         facts = [f"{key}={fields[key]}" for key in ("exit", "signal", "reason") if key in fields]
-        if state == "running" and alive(fields.get("guard", "")):
-            facts.append("pid=" + fields["guard"].split()[0])
+        if state == "running":
+            facts.append(f"pid={pid_to_watch(fields, marked)}")
         print(" ".join([ident, state, *facts]))
     return 0
 
@@ -276,6 +276,12 @@ def prune(records: str) -> None:
 
 
 # --- what the kernel says
+
+
+def pid_to_watch(fields: Fields, marked: dict[str, list[int]]) -> int:
+    """A process whose end may be the allocation's: the guard, or without it any that is left (or 0)."""
+    guard = fields.get("guard", "")
+    return int(guard.split()[0]) if alive(guard) else marked.get(fields["mark"], [0])[0]
 
 
 def find_marked(marks: set[str]) -> dict[str, list[int]]:

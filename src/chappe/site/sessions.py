@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from chappe.core.ids import created_ms, is_uuid7
+from chappe.link.clock import now
 from chappe.link.files import write_atomic
 from chappe.site.config import SiteConfig
 from chappe.site.paths import SitePaths
@@ -17,6 +19,7 @@ from chappe.wire.sites import BatchJobIntent, NewSessionReply
 SESSION_FILE = "session.json"
 SCRIPT = "batch.sh"
 KEEP_DIRECTORIES = 50
+KEEP_S = 30 * 86_400.0
 TERM_TO_KILL_S = 10.0
 """What the scheduler allows beyond the pilot's own time to end its Jobs."""
 
@@ -85,7 +88,7 @@ def write_script(
 
 
 def close(paths: SitePaths, session: str) -> None:
-    """After the end: remove the token, keep the logs, and remove the oldest directories of many."""
+    """After the end: remove the token, keep the logs; of many old directories remove the oldest."""
     (paths.session(session) / SESSION_FILE).unlink(missing_ok=True)
     try:
         # Ids begin with their time: the order of names is the order of creation.
@@ -93,4 +96,5 @@ def close(paths: SitePaths, session: str) -> None:
     except FileNotFoundError:
         return
     for old in found[:-KEEP_DIRECTORIES]:
-        shutil.rmtree(old, ignore_errors=True)
+        if is_uuid7(old.name) and created_ms(old.name) / 1000 < now() - KEEP_S:
+            shutil.rmtree(old, ignore_errors=True)

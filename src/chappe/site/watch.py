@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 
-from chappe.site.batch import BatchJobs, checked
+from chappe.site.batch import BatchJobs
+from chappe.site.command import checked
 from chappe.site.schedulers.base import Scheduler
 from chappe.site.wakeup import Wakeups, wait_for
 
+AFTER_END_S = 1.0
 SLOWEST = 10
 SAFETY_NET = 30
 
@@ -16,8 +18,8 @@ SAFETY_NET = 30
 async def watch(jobs: BatchJobs, scheduler: Scheduler, wakeups: Wakeups, interval_s: float) -> None:
     """Ask at an interval that grows while nothing changes, and at once when somebody has a reason.
 
-    Reasons are a new BatchJob, a Session that the Hub no longer hears, and the end of a local process that
-    the scheduler named; where it names one for every BatchJob, the interval is only a safety net.
+    Reasons are a new BatchJob, a Session that the Hub no longer hears, a limit that is reached, and the end
+    of a local process that the scheduler named; where it names one for all, the interval is a safety net.
     """
     hints = ProcessHints(wakeups.watch)
     wait_s = interval_s
@@ -33,7 +35,11 @@ async def watch(jobs: BatchJobs, scheduler: Scheduler, wakeups: Wakeups, interva
             hints.set({s.watch_pid for s in states.values() if s.watch_pid})
             hinted = all(i in states and states[i].watch_pid for i in jobs.watched())
             wait_s = interval_s if changed else min(2 * wait_s, SLOWEST * interval_s)
-            await wait_for(wakeups.watch, SAFETY_NET * interval_s if hinted else wait_s)
+            end_s = jobs.next_end_s()
+            patience_s = SAFETY_NET * interval_s if hinted else wait_s
+            await wait_for(
+                wakeups.watch, patience_s if end_s is None else min(patience_s, end_s + AFTER_END_S)
+            )
     finally:
         hints.set(set())
 
