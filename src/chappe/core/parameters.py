@@ -39,9 +39,10 @@ class Kind(StrEnum):
 
 
 class Parameter(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One parameter. Without a default it must be given. `items` is the type of a list's elements.
+    """One parameter. `required`: every Job must give it; others have a default (see `compile_validator`).
 
-    `min` and `max` bound numbers; `pattern` (a regular expression) must match a whole string.
+    `items` is the type of a list's elements. `min` and `max` bound numbers; `pattern` (a regular
+    expression) must match a whole string.
     """
 
     type: Kind = Kind.STRING

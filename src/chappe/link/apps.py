@@ -163,7 +163,7 @@ def reference() -> str:
 _PARAMETER_HELP = {
     "type": "`string`, `int`, `float`, `bool`, `path`, `choice` or `list`.",
     "help": "A sentence for people.",
-    "default": "The value of Jobs that do not give one.",
+    "default": "The value of Jobs that do not give one. Without it: the first choice, `min`, zero or empty.",
     "required": "true: every Job must give it.",
     "min": "Least number.",
     "max": "Greatest number.",

@@ -59,7 +59,7 @@ class TemplateProblem(Invalid):
 
 class Context(msgspec.Struct, frozen=True):
     """What a template may use besides the App's parameters. `workdir` is relative to the data
-    directory, `site` is the Site's id."""
+    directory, `site` is the Site's name, as in CHAPPE_SITE."""
 
     job_id: str
     attempt: int

@@ -238,7 +238,7 @@ class _Batch:
             argv = list(spec.command or ())
             env: dict[str, str] = {}
         else:
-            context = Context(h.job, h.attempt, where, cores, self._session.site)
+            context = Context(h.job, h.attempt, where, cores, self._session.site_name)
             argv = admitted.app.command.render(admitted.parameters, context)
             env = dict(admitted.app.app.env)
         if spec.env:
