@@ -7,12 +7,14 @@ from chappe.link.journal import End
 from chappe.pilot.holding import Holding
 from chappe.pilot.launch_wire import Ended
 
+_REASONS = {reason.value: reason for reason in Reason}
+
 
 def end_of(h: Holding, ended: Ended) -> End:
     """The end of `h`. With `result` set, its result must be with the Hub before it is reported."""
     failed_start = ended.started_at is None
     outcome = Outcome(
-        reason=Reason(ended.reason),
+        reason=_REASONS[ended.reason],
         exit=ended.exit,
         signal=ended.signal,
         message=ended.tail if failed_start else "",

@@ -28,6 +28,7 @@ class Start(NamedTuple):
 
 
 Draft = Start | End
+_VERDICTS: dict[str, Verdict] = {verdict.value: verdict for verdict in Verdict}
 
 
 class Outbox:
@@ -75,7 +76,8 @@ class Outbox:
         for verdict in verdicts:
             draft = self._in_flight.pop(verdict.no, None)
             if draft is not None:
-                settled.append((draft, _verdict(verdict.verdict)))
+                # A verdict of a newer Hub that we do not know ends the report's life like any other.
+                settled.append((draft, _VERDICTS.get(verdict.verdict, Verdict.REFUSED)))
         self.give_back()
         return settled
 
@@ -103,11 +105,3 @@ def _report(no: int, draft: Draft) -> Report:
         outcome=draft.outcome,
         reason=draft.reason,
     )
-
-
-def _verdict(text: str) -> Verdict:
-    """A verdict of a newer Hub that we do not know ends the report's life like any other."""
-    try:
-        return Verdict(text)
-    except ValueError:
-        return Verdict.REFUSED

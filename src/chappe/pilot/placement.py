@@ -58,6 +58,7 @@ class Placement:
         # Never used twice: a restarted head must not queue a Job behind one that its predecessor left there.
         self._lane = first_lane
         self._open: dict[tuple[int, int], dict[int, Slot]] = {}
+        self._filling = False
         self.shared = 0
         """Jobs that wait behind another in a slot."""
 
@@ -74,7 +75,11 @@ class Placement:
         return self._occupy(cores, mem_bytes, cpus)
 
     def share(self, cores: int, mem_bytes: int, estimate_s: float | None) -> Slot | None:
-        """A place behind a running Job of the same size, when Jobs are expected to be short."""
+        """A place behind a running Job of the same size, when Jobs are expected to be short.
+
+        Slots are filled up when one of them is half empty, and then to the brim: that makes few large
+        batches of many small ones.
+        """
         if estimate_s is None or estimate_s >= LANE_S:
             return None
         most = min(LANE_MOST, 1 + int(LANE_S / max(estimate_s, 1e-4)))
@@ -82,8 +87,10 @@ class Placement:
         if not slots:
             return None
         slot = min(slots.values(), key=_jobs)
-        if slot.jobs >= most:
+        if slot.jobs >= (most if self._filling else max(1, most // 2)):
+            self._filling = False
             return None
+        self._filling = True
         slot.jobs += 1
         self.shared += 1
         return slot

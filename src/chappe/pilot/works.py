@@ -32,6 +32,9 @@ _BATCH = 256
 _PAUSE_S = 5.0
 _LANE_PATIENCE_S = 0.5
 _SETTLED_MOST = 1_000
+_ACKS_MOST = 256
+_ACK_S = 1.0
+_GATHER_S = 0.02
 _NOT_BEGUN = "it had not begun"
 
 
@@ -71,6 +74,10 @@ class Works:
         self._unacked: set[Key] = set()
         self._settled: list[tuple[str, int]] = []
         self._forget: list[str] = []
+        self._acks: list[Key] = []
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self._worked_at = 0.0
+        self._later: asyncio.TimerHandle | None = None
         self._fetching: set[asyncio.Task[None]] = set()
         self._paused_until = 0.0
         self._lane_check: asyncio.TimerHandle | None = None
@@ -106,8 +113,9 @@ class Works:
             for task in self._fetching:
                 task.cancel()
             self._uploads.cancel()
-            if self._lane_check is not None:
-                self._lane_check.cancel()
+            for timer in (self._lane_check, self._later, self._ack_timer):
+                if timer is not None:
+                    timer.cancel()
 
     # --- from the Hub
 
@@ -125,7 +133,7 @@ class Works:
             del self._unwritten[job]
         if (job, epoch) in self._unacked:
             self._unacked.discard((job, epoch))
-            self._keeper.ack([(job, epoch)])
+            self._acks.append((job, epoch))
         if len(self._settled) >= _SETTLED_MOST:
             self._todo.set()
 
@@ -229,9 +237,15 @@ class Works:
         if self._holdings.returns:
             self._due()
         self._alarm()
-        many = len(self._settled) >= _SETTLED_MOST
-        if not (picked or self._arrivals or self._unwritten or self._forget or many):
+        urgent = picked or self._arrivals or len(self._settled) >= _SETTLED_MOST
+        if not urgent and not (self._unwritten or self._forget):
             return None
+        at = boottime()
+        if not urgent and at < self._worked_at + _GATHER_S:
+            # Ends alone can wait a moment for others: the launcher keeps them.
+            self._work_later()
+            return None
+        self._worked_at = at
         work = Work(self.request_no, self._outbox.last_no)
         work.arrivals, self._arrivals = self._arrivals, []
         work.settled, self._settled = self._settled, []
@@ -239,6 +253,14 @@ class Works:
         work.ends = list(self._unwritten.values())
         work.orders = [self._order(h) for h in picked]
         return work
+
+    def _work_later(self) -> None:
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(_GATHER_S, self._work_now)
+
+    def _work_now(self) -> None:
+        self._later = None
+        self._todo.set()
 
     def _order(self, h: Holding) -> Order:
         deadline = None if h.takeover_s is None else self._holdings.contact(h) + h.takeover_s
@@ -271,16 +293,26 @@ class Works:
         self._go_on(done.outcomes)
 
     def _written(self, ends: Sequence[End]) -> None:
-        acks = []
+        """These are in the journal: the launcher may forget them, at its leisure."""
         for end in ends:
             if self._unwritten.get(end.job) is end:
                 del self._unwritten[end.job]
             key = (end.job, end.epoch)
             if key in self._unacked:
                 self._unacked.discard(key)
-                acks.append(key)
-        if acks:
-            self._keeper.ack(acks)
+                self._acks.append(key)
+        if len(self._acks) >= _ACKS_MOST:
+            self._acknowledge()
+        elif self._acks and self._ack_timer is None:
+            loop = asyncio.get_running_loop()
+            self._ack_timer = loop.call_later(_ACK_S, self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+        self._keeper.ack(self._acks)
+        self._acks = []
 
     def _give_back(self, held: Iterable[Holding]) -> None:
         for h in held:

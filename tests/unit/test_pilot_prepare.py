@@ -1,0 +1,312 @@
+"""From a grant to a task: directories, environment, claims, and what refuses or fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from chappe.core.jobs import AppRef, JobSpec
+from chappe.link.clock import new_id
+from chappe.link.keys import SigningKey, load_or_create
+from chappe.link.ledger import Ledger
+from chappe.link.signing import make_submissions, verify
+from chappe.link.trust import add
+from chappe.pilot import prepare as module
+from chappe.pilot.desk import KNOWN_MOST, Arrival, Desk, Work
+from chappe.pilot.holding import Holding
+from chappe.pilot.journal import open_journal
+from chappe.pilot.placement import Slot
+from chappe.pilot.prepare import Failed, Order, Postponed, Prepared, Preparer, Refused, base_env
+from chappe.pilot.session import Session
+from chappe.wire.submission import Submission
+from chappe.wire.sync import Grant
+
+APP = """
+name = "model"
+version = "1"
+command = ["model", "--dt", "{{ dt }}", "--job", "{{ job_id }}"]
+env = { MODE = "fast" }
+allow_env = ["DEBUG"]
+[parameters.dt]
+type = "float"
+"""
+
+
+class Place:
+    """A Site with one App, and a Session there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        for name in ("apps", "data", "ledger", "session"):
+            (path / name).mkdir()
+        self.app()
+        self.key: SigningKey = load_or_create(path / "key")
+        add(path / "trusted_keys", self.key.public_b64, "test")
+        self.session = Session(new_id(), new_id(), new_id(), "paris", "https://hub", str(path))
+        self.preparer = Preparer(self.session)
+        self.desk = Desk(path / "session", open_journal(path / "journal")[0], self.preparer)
+
+    def app(self, files: str = "") -> None:
+        (self.path / "apps" / "model.toml").write_text(f"{APP}\n[files]\n{files}")
+
+    def spec(self, **fields: Any) -> bytes:
+        told = {"app": AppRef("model"), "parameters": {"dt": 2.5}, **fields}
+        return msgspec.json.encode(
+            JobSpec(new_id(), self.session.project, (self.session.site,), **told)
+        )
+
+    def signed(self, *specs: bytes) -> tuple[list[Grant], Submission]:
+        (submission,) = make_submissions(self.key, self.session.project, specs, time.time() + 600)
+        grants = [
+            Grant(msgspec.json.decode(spec)["id"], 3, 1, msgspec.Raw(spec), submission.id, k)
+            for k, spec in enumerate(specs)
+        ]
+        return grants, submission
+
+    def holding(self, **fields: Any) -> Holding:
+        (grant,), submission = self.signed(self.spec(**fields))
+        h = Holding(grant, 0.0, 1)
+        h.verified = verify(submission)
+        h.slot = Slot(4, h.cores, h.mem_bytes, [1])
+        return h
+
+    def prepare(self, *held: Holding) -> Sequence[module.Outcome]:
+        return self.preparer.prepare([Order(h, 60.0, None) for h in held], time.time())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_a_task_has_its_directory_command_and_environment(place: Place) -> None:
+    h = place.holding(env={"DEBUG": "1"}, workdir="runs/a")
+    (made,) = place.prepare(h)
+    assert isinstance(made, Prepared)
+    task = made.task
+    cwd = str(place.path / "data" / "runs" / "a" / "attempt-1")
+    assert (task.argv, task.cwd) == (["model", "--dt", "2.5", "--job", h.job], cwd)
+    assert Path(cwd).is_dir()
+    assert task.env == {
+        "MODE": "fast",
+        "DEBUG": "1",
+        "CHAPPE_WORKDIR": cwd,
+        "CHAPPE_CORES": "1",
+        "OMP_NUM_THREADS": "1",
+        "CHAPPE_MEM_BYTES": "0",
+    }
+    assert (task.stdout, task.stderr, task.log) == (f"{cwd}/stdout.log", "", "file")
+    assert (task.start_by, task.lane, task.cores) == (60.0, 4, [1])
+    assert Ledger(place.path / "ledger").claimed(h.job, 1) is not None
+
+
+def test_jobs_that_share_a_directory_do_not_share_files(place: Place) -> None:
+    place.app("own_directory = false\nseparate_stderr = true\n")
+    (made,) = place.prepare(h := place.holding(workdir="all"))
+    assert isinstance(made, Prepared)
+    cwd = str(place.path / "data" / "all")
+    assert made.task.cwd == cwd
+    assert made.task.stdout == f"{cwd}/{h.job}.1.stdout.log"
+    assert made.task.stderr == f"{cwd}/{h.job}.1.stderr.log"
+
+
+def test_the_result_file_is_named(place: Place) -> None:
+    place.app('result = "out.npz"\n')
+    (made,) = place.prepare(h := place.holding())
+    assert isinstance(made, Prepared)
+    expected = str(place.path / "data" / "jobs" / h.job / "attempt-1" / "out.npz")
+    assert made.task.env["CHAPPE_RESULT"] == h.result == expected
+    assert place.preparer.result_of(h) == expected
+
+
+def test_a_signed_command_runs_as_it_is(place: Place) -> None:
+    argv = ("echo", "{{ not a template }}", "$(id)")
+    (made,) = place.prepare(place.holding(app=None, parameters={}, command=argv))
+    assert isinstance(made, Prepared)
+    assert made.task.argv == list(argv)
+
+
+def test_the_base_environment_is_minimal(place: Place) -> None:
+    env = base_env(place.session, {"PATH": "/bin", "HOME": "/h", "SECRET": "x"})
+    assert env == {
+        "PATH": "/bin",
+        "HOME": "/h",
+        "CHAPPE_SITE": "paris",
+        "CHAPPE_DATA": str(place.path / "data"),
+    }
+
+
+def test_a_second_start_of_an_attempt_is_refused(place: Place) -> None:
+    h = place.holding()
+    first, second = place.prepare(h, h)
+    assert isinstance(first, Prepared)
+    assert isinstance(second, Refused)
+    assert second.code == "replayed"
+
+
+def test_a_restarted_head_goes_on_with_its_own_claim(place: Place) -> None:
+    h = place.holding()
+    place.prepare(h)
+    assert place.preparer.claimed(h.job, 1)
+    h.claim()
+    (again,) = place.prepare(h)
+    assert isinstance(again, Prepared)
+
+
+def test_another_sessions_claim_is_not_ours(place: Place) -> None:
+    h = place.holding()
+    Ledger(place.path / "ledger").claim(h.job, 1, new_id(), 1)
+    assert not place.preparer.claimed(h.job, 1)
+    (made,) = place.prepare(h)
+    assert isinstance(made, Refused)
+    assert made.code == "replayed"
+
+
+def test_what_is_not_admitted_leaves_no_trace(place: Place) -> None:
+    h = place.holding()
+    h.spec = h.spec.replace(b"2.5", b"9.5")
+    (made,) = place.prepare(h)
+    assert isinstance(made, Refused)
+    assert made.code == "altered"
+    assert list((place.path / "data").iterdir()) == []
+    assert list((place.path / "ledger").iterdir()) == []
+    assert place.preparer.examine(h, time.time()) == made
+
+
+def test_a_link_out_of_data_is_not_followed(place: Place, tmp_path: Path) -> None:
+    (place.path / "data" / "out").symlink_to(tmp_path.parent)
+    (made,) = place.prepare(place.holding(workdir="out/x"))
+    assert isinstance(made, Refused)
+    assert made.code == "bad_path"
+    (place.path / "data" / "w").mkdir()
+    (place.path / "data" / "w" / "attempt-1").symlink_to(tmp_path.parent)
+    (made,) = place.prepare(place.holding(workdir="w"))
+    assert isinstance(made, Refused)
+    assert made.code == "bad_path"
+
+
+def test_a_full_disk_fails_one_job_with_words(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    h = place.holding()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", full)
+        (made,) = place.prepare(h)
+    assert isinstance(made, Failed)
+    assert made.disk_full
+    assert "No space left" in made.message
+    assert not place.preparer.claimed(h.job, 1)
+
+
+def test_without_ledger_or_trust_nothing_starts_and_nothing_is_refused(place: Place) -> None:
+    (place.path / "ledger").rmdir()
+    (place.path / "ledger").touch()
+    (made,) = place.prepare(place.holding())
+    assert isinstance(made, Postponed)
+    (place.path / "trusted_keys").write_text("nonsense\n")
+    (made,) = place.prepare(place.holding())
+    assert isinstance(made, Postponed)
+    assert "trusted_keys:1" in made.message
+
+
+def test_apps_are_read_again_and_bad_ones_do_not_replace_good_ones(place: Place) -> None:
+    place.prepare(place.holding())
+    path = place.path / "apps" / "model.toml"
+    path.write_text("name = ")
+    (made,) = place.prepare(place.holding())
+    assert isinstance(made, Prepared)
+    path.write_text(APP.replace('"model", ', '"newer", '))
+    (made,) = place.prepare(place.holding())
+    assert isinstance(made, Prepared)
+    assert made.task.argv[0] == "newer"
+
+
+# --- the desk
+
+
+def arrival(*grants: Grant, submissions: Sequence[Submission] = ()) -> Arrival:
+    new = [Holding(grant, 0.0, k) for k, grant in enumerate(grants)]
+    return Arrival(1, (1, 1), list(grants), new, list(submissions))
+
+
+def test_a_submission_is_checked_once_and_remembered(place: Place) -> None:
+    (a, b), submission = place.signed(place.spec(), place.spec())
+    work = Work()
+    work.arrivals = [arrival(a, submissions=[submission])]
+    first = place.desk.work(work)
+    assert [h.job for h in first.new] == [a.job]
+    assert place.desk.known == [submission.id]
+    work = Work()
+    work.arrivals = [arrival(b)]
+    second = place.desk.work(work)
+    assert second.new[0].verified is first.new[0].verified
+
+
+def test_submissions_that_are_not_used_are_forgotten(place: Place) -> None:
+    for _ in range(KNOWN_MOST + 5):
+        (a, _b), submission = place.signed(place.spec(), place.spec())
+        work = Work()
+        work.arrivals = [arrival(a, submissions=[submission])]
+        place.desk.work(work)
+    assert len(place.desk.known) == KNOWN_MOST
+    assert submission.id in place.desk.known
+
+
+def test_a_grant_without_its_submission_is_not_started(place: Place) -> None:
+    (a,), _ = place.signed(place.spec())
+    work = Work()
+    work.arrivals = [arrival(a)]
+    done = place.desk.work(work)
+    assert [h.job for h in done.unproven] == [a.job]
+    assert done.new == []
+
+
+def test_a_bad_signature_is_refused_with_its_reason(place: Place) -> None:
+    (a,), submission = place.signed(place.spec())
+    bad = msgspec.structs.replace(submission, sig="A" * 86 + "==")
+    work = Work()
+    work.arrivals = [arrival(a, submissions=[bad])]
+    (h,) = place.desk.work(work).new
+    h.slot = Slot(1, 1, 0, [])
+    (made,) = place.prepare(h)
+    assert isinstance(made, Refused)
+    assert made.code == "bad_signature"
+
+
+def test_nothing_is_fetched_for_a_job_that_will_be_refused(place: Place) -> None:
+    (a,), submission = place.signed(place.spec(parents=(new_id(),), app=AppRef("unknown")))
+    work = Work()
+    work.arrivals = [arrival(a, submissions=[submission])]
+    done = place.desk.work(work)
+    assert done.new == []
+    (refused,) = done.outcomes
+    assert isinstance(refused, Refused)
+    assert refused.code == "app_unknown"
+
+
+def test_without_a_journal_nothing_starts(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (a,), submission = place.signed(place.spec())
+    work = Work()
+    work.arrivals = [arrival(a, submissions=[submission])]
+    h = place.holding()
+    work.orders = [Order(h, 60.0, None)]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        done = place.desk.work(work)
+    assert "No space left" in done.failure
+    assert done.new == []
+    assert [type(o) for o in done.outcomes] == [Postponed]
+    assert not place.preparer.claimed(h.job, 1)
