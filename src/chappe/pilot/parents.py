@@ -107,7 +107,7 @@ class Parents:
 
     async def _entry(self, directory: Path, view: ParentView) -> ParentEntry:
         workdir = None
-        if view.site in (self._session.site, self._session.site_name) and view.workdir:
+        if view.site == self._session.site and view.workdir:
             try:
                 workdir = str(await self._disk(below, self._session.data, view.workdir))
             except Invalid as e:
@@ -115,7 +115,7 @@ class Parents:
         result = None
         if view.result_sha256 is not None:
             result = await self._fetch(directory, view, view.result_sha256)
-        return ParentEntry(view.id, view.name, view.state, view.site, workdir, result, view.media)
+        return ParentEntry(view.id, view.name, view.state, view.site_name, workdir, result, view.media)
 
     async def _fetch(self, directory: Path, view: ParentView, sha256: str) -> str:
         async with self._results:
