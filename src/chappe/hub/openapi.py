@@ -147,7 +147,7 @@ def error_statuses(route: Route, signature: Signature) -> list[int]:
     statuses = {429, 500, 503, *route.errors}
     if route.scopes:
         statuses |= {401, 403}
-    if PILOT <= route.scopes:
+    if route.scopes >= PILOT:
         statuses.add(409)  # the pilot's Session is dead
     if route.parameters:
         statuses |= {404, 422}

@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from chappe.core import limits
-from chappe.core.errors import Busy, ChappeError, Invalid, Unavailable
+from chappe.core.errors import Busy, ChappeError, Unavailable
 from chappe.hub.auth import Auth
 from chappe.hub.live import Streams
 from chappe.hub.liveness import Liveness
@@ -149,6 +149,4 @@ def in_words(error: DBAPIError) -> ChappeError:
                 code="disk_full",
             )
         return Unavailable(f"the hub's database does not answer: {words}", code="database")
-    if "too large" in words:
-        return Invalid("a number in the request is larger than any that is stored")
     raise error

@@ -18,16 +18,20 @@ async def sync(call: Call[SyncRequest, None]) -> SyncReply:
     Answered at once when there is anything to say, else after at most `wait_s` (up to 30 s).
     """
     hub, p, req = call.hub, call.principal, call.body
-    groups = [("session", p.session_id), ("work", p.site_n)]
-    if req.capacity is None or (req.capacity.cores <= 0 and req.capacity.prefetch <= 0):
-        groups.pop()
     key = ("session", p.session_n)
+    groups: list[tuple[str, str | int | None]] = [("session", p.session_id)]
+    has_room = req.capacity is not None and (req.capacity.cores > 0 or req.capacity.prefetch > 0)
+    if has_room:
+        groups.append(("work", p.site_n))
     _heard(hub, p.session_n)
     with hub.polls.poll(key, req.request_no, tuple(groups)) as poll:
         reply = await hub.write(store.sync, p, req)
         _heard(hub, p.session_n)
         hub.metrics.sync(reply)
         if req.wait_s > 0 and _says_nothing(reply):
+            if has_room:
+                # A repeated request was answered from the rows; what came after it is granted now.
+                poll.hint()
             reply = await _wait(call, poll, reply)
     return reply
 
