@@ -125,11 +125,22 @@ class Out:
             table.add_column(
                 label,
                 justify="right" if kind == ">" else "left",
-                no_wrap=kind != "~",
+                no_wrap=kind in "!>",
                 width=widest if kind in "!>" else None,
             )
         for cells in rows:
-            table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in cells))
+            # Not the column is kept from wrapping but its text: rich narrows only columns that may wrap.
+            table.add_row(
+                *(
+                    Text(
+                        cell,
+                        STYLES.get(cell, ""),
+                        no_wrap=not name.endswith("~"),
+                        overflow="fold" if name.endswith("~") else "ellipsis",
+                    )
+                    for name, cell in zip(columns, cells, strict=True)
+                )
+            )
         self.console.print(table)
 
     def finding(self, part: str, level: str, what: str, remedy: str) -> None:

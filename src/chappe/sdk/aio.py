@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
 
@@ -240,8 +240,8 @@ class AsyncClient:
         jobs: Sequence[drafts.HasId | str] = (),
         final: bool = False,
         tags: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[Event]:
-        """The EventLog from its start, or from `cursor`; with `follow`, what is new, for ever.
+    ) -> AsyncGenerator[Event]:
+        """The EventLog from its start, or from `cursor`; with `follow`, what is new, until closed.
 
         `kinds`: job, job.deleted, session, batch_job, site. `jobs`: at most 100. `final`: only ends of
         Jobs. `tags`: only of Jobs that have all of them.
@@ -254,7 +254,7 @@ class AsyncClient:
         """The feed's present position: `events` from there tell all that happens from now on."""
         return await self._engine.cursor()
 
-    def changes(self, jobs: Iterable[drafts.HasId | str]) -> AsyncIterator[Event]:
+    def changes(self, jobs: Iterable[drafts.HasId | str]) -> AsyncGenerator[Event]:
         """Each Job's present state (as an Event of `seq` 0), then its changes, until all have ended."""
         return self._engine.changes(drafts.ids_of(jobs))
 

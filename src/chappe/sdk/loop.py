@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from chappe.sdk.errors import Conflict
@@ -26,6 +26,7 @@ class Loop:
         self._pid = os.getpid()
         #: Awaited on the loop before it ends, however it is closed.
         self.at_close: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self._open: set[AsyncGenerator[Any]] = set()
         self._thread = threading.Thread(target=self._run, name="chappe-client", daemon=True)
         self._thread.start()
 
@@ -42,9 +43,10 @@ class Loop:
             future.cancel()
             raise
 
-    def iterate(self, make: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
+    def iterate(self, make: Callable[[], AsyncGenerator[T]]) -> Generator[T]:
         """The items of an asynchronous generator; leaving the iteration early closes it there."""
         items = make()
+        self._open.add(items)
         try:
             while True:
                 found = self.run(_next(items))
@@ -52,6 +54,7 @@ class Loop:
                     return
                 yield found[0]
         finally:
+            self._open.discard(items)
             with contextlib.suppress(Conflict):  # closed meanwhile: the loop has ended it
                 self.run(_close(items))
 
@@ -78,14 +81,18 @@ class Loop:
             for task in left:
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            # One by one, before what they are made of: asyncio's own sweep closes all at once, and a
+            # connection that is closed from two sides complains.
+            for items in tuple(self._open):
+                self._loop.run_until_complete(items.aclose())
             if self.at_close is not None:
                 self._loop.run_until_complete(self.at_close())
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         finally:
             self._loop.close()
 
 
-async def _next(items: AsyncIterator[T]) -> tuple[T] | None:
+async def _next(items: AsyncGenerator[T]) -> tuple[T] | None:
     """The next item in a tuple, None at the end: StopAsyncIteration cannot cross threads in a future."""
     try:
         return (await anext(items),)
@@ -93,7 +100,5 @@ async def _next(items: AsyncIterator[T]) -> tuple[T] | None:
         return None
 
 
-async def _close(items: AsyncIterator[Any]) -> None:
-    aclose = getattr(items, "aclose", None)
-    if aclose is not None:
-        await aclose()
+async def _close(items: AsyncGenerator[Any]) -> None:
+    await items.aclose()

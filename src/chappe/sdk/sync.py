@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
@@ -257,8 +257,8 @@ class Client:
         jobs: Sequence[drafts.HasId | str] = (),
         final: bool = False,
         tags: Mapping[str, str] | None = None,
-    ) -> Iterator[Event]:
-        """The EventLog from its start, or from `cursor`; with `follow`, what is new, for ever.
+    ) -> Generator[Event]:
+        """The EventLog from its start, or from `cursor`; with `follow`, what is new, until closed.
 
         `kinds`: job, job.deleted, session, batch_job, site. `jobs`: at most 100. `final`: only ends of
         Jobs. `tags`: only of Jobs that have all of them.
@@ -272,7 +272,7 @@ class Client:
         """The feed's present position: `events` from there tell all that happens from now on."""
         return self._run(self._engine.cursor())
 
-    def changes(self, jobs: Iterable[drafts.HasId | str]) -> Iterator[Event]:
+    def changes(self, jobs: Iterable[drafts.HasId | str]) -> Generator[Event]:
         """Each Job's present state (as an Event of `seq` 0), then its changes, until all have ended."""
         ids = drafts.ids_of(jobs)
         return self._loop.iterate(lambda: self._engine.changes(ids))
