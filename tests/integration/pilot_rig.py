@@ -260,6 +260,10 @@ class RealSite:
         except TimeoutError:
             raise AssertionError(f"never {states}: {await self.job(ident)}") from None
 
+    async def reaches_final(self, ident: str) -> JobView:
+        """The Job, once it is final."""
+        return await self.reaches(ident, "JOB_FINISHED", "FAILED", "CANCELLED")
+
     async def cancel(self, ident: str) -> None:
         """Cancel one Job."""
         await self.user.request(

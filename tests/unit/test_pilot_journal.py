@@ -36,7 +36,7 @@ def submission(name: str) -> Submission:
 
 
 def reopened(path: Path) -> Recovered:
-    found, damage = open_journal(path)
+    found, damage = open_journal(path, 1e9)
     found.close()
     assert damage == ""
     return found.recover()
@@ -44,7 +44,7 @@ def reopened(path: Path) -> Recovered:
 
 def test_everything_is_found_again(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    open_, _ = open_journal(path)
+    open_, _ = open_journal(path, 1e9)
     open_.append(records.granted(7, (1, 30), [grant("a", 2, "s"), grant("b")], [submission("s")]))
     open_.append(records.ended([end("a", 2, result="/x/out.json")]))
     open_.close()
@@ -60,7 +60,7 @@ def test_everything_is_found_again(tmp_path: Path) -> None:
 
 def test_settled_jobs_are_forgotten_and_orphans_are_not(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    open_, _ = open_journal(path)
+    open_, _ = open_journal(path, 1e9)
     open_.append(records.granted(1, (1, 1), [grant("a"), grant("b"), grant("o")], []))
     open_.append(records.ended([end("a"), end("o", orphan=True)]))
     open_.append([Settled([("a", 1), ("b", 1), ("o", 1)])])
@@ -80,7 +80,7 @@ def test_a_later_epoch_outlives_the_settling_of_an_earlier_one() -> None:
 
 def test_numbers_are_reserved_ahead_and_go_on_above_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    open_, _ = open_journal(path)
+    open_, _ = open_journal(path, 1e9)
     open_.reserve(0, 0)
     ahead = open_.numbers
     assert min(ahead.request_no, ahead.report_no) > NUMBERS_AHEAD
@@ -91,7 +91,7 @@ def test_numbers_are_reserved_ahead_and_go_on_above_after_a_restart(tmp_path: Pa
     assert open_.numbers.request_no > ahead.request_no
     last = open_.numbers
     open_.close()
-    again, _ = open_journal(path)
+    again, _ = open_journal(path, 1e9)
     assert again.numbers == last
     again.close()
 
@@ -99,7 +99,7 @@ def test_numbers_are_reserved_ahead_and_go_on_above_after_a_restart(tmp_path: Pa
 def test_compaction_keeps_what_is_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "_COMPACT_BYTES", 20_000)
     path = tmp_path / "journal"
-    open_, _ = open_journal(path)
+    open_, _ = open_journal(path, 1e9)
     open_.reserve(0, 0)
     open_.append(records.granted(3, (1, 9), [grant("live", 1, "s")], [submission("s")]))
     open_.append(records.ended([end("late")]))
@@ -119,7 +119,7 @@ def test_compaction_keeps_what_is_live(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_torn_tail_is_cut_and_damage_is_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    open_, _ = open_journal(path)
+    open_, _ = open_journal(path, 1e9)
     open_.append(records.granted(1, (1, 1), [grant("a")], []))
     whole = path.stat().st_size
     open_.append(records.granted(2, (1, 2), [grant("b")], []))
@@ -131,10 +131,11 @@ def test_a_torn_tail_is_cut_and_damage_is_set_aside(tmp_path: Path) -> None:
     path.write_bytes(data[: whole + 20] + b"?" + data[whole + 21 :])
     assert list(records.read(path)[0].grants) == ["a"]
     assert "damaged" in records.read(path)[1]
-    found, damage = open_journal(path)
+    found, damage = open_journal(path, 1e9)
     found.close()
     assert "damaged" in damage
     assert list(found.recover().grants) == ["a"]
+    assert found.numbers.report_no == found.numbers.request_no == 10**15  # the clock's
     assert (tmp_path / "journal.corrupt-1").exists()
     assert list(reopened(path).grants) == ["a"]
 
@@ -143,7 +144,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_journal_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "journal"
-    open_, _ = open_journal(path)
+    open_, _ = open_journal(path, 1e9)
     open_.append(records.granted(1, (1, 1), [grant("a")], []))
 
     def full(*_: object) -> int:

@@ -51,7 +51,7 @@ class Place:
         add(path / "trusted_keys", self.key.public_b64, "test")
         self.session = Session(new_id(), new_id(), new_id(), "paris", "https://hub", str(path))
         self.preparer = Preparer(self.session)
-        self.desk = Desk(path / "session", open_journal(path / "journal")[0], self.preparer)
+        self.desk = Desk(path / "session", open_journal(path / "journal", 0.0)[0], self.preparer)
 
     def app(self, files: str = "") -> None:
         (self.path / "apps" / "model.toml").write_text(f"{APP}\n[files]\n{files}")
@@ -143,12 +143,12 @@ def test_the_base_environment_is_minimal(place: Place) -> None:
     }
 
 
-def test_a_second_start_of_an_attempt_is_refused(place: Place) -> None:
+def test_a_second_start_of_an_attempt_of_which_the_trace_is_lost_is_over(place: Place) -> None:
     h = place.holding()
     first, second = place.prepare(h, h)
     assert isinstance(first, Prepared)
-    assert isinstance(second, Refused)
-    assert second.code == "replayed"
+    assert isinstance(second, Failed)
+    assert second.reason == "launcher_lost"
 
 
 def test_a_restarted_head_goes_on_with_its_own_claim(place: Place) -> None:

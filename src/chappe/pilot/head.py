@@ -135,7 +135,7 @@ class Head:
             asyncio.create_task(part)
             for part in (
                 self._contact.run(),
-                self._keeper.run(self._launcher_lost),
+                self._keeper.run(self._works.lost, self._works.wake),
                 self._works.run(),
                 self._watch_clock(),
             )
@@ -192,7 +192,8 @@ class Head:
             capacity=self._holdings.capacity(self._lifetime.left_s(at)) if asking else None,
             hard_end_in_s=self._lifetime.ends_in_s(at),
             have_submissions=self._desk.known,
-            wait_s=0.0 if reports or returned else POLL_S,
+            # What a predecessor held may begin only after the first answer: that one is not to be held.
+            wait_s=POLL_S if self._works.contact_made and not reports and not returned else 0.0,
         )
         return Sent(request, self._holdings.last_order(), boottime())
 
@@ -280,9 +281,6 @@ class Head:
             self._works.hear(events)
         else:
             self._early.append(events)
-
-    def _launcher_lost(self, cause: str) -> None:
-        self._works.lost(cause)
 
     # --- the clock
 

@@ -27,14 +27,19 @@ _LIMIT_BYTES = 512 * MIB
 class Journal:
     """The open journal of one Session; used by one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
-        """Open it and read what is there. Raises SpoolCorrupt, SpoolFull, OSError."""
+    def __init__(self, path: Path, least_no: int = 0) -> None:
+        """Open it and read what is there; numbers go on above `least_no` at least.
+
+        Raises SpoolCorrupt, SpoolFull, OSError.
+        """
         self._writer = spool.SpoolWriter(path, limit_bytes=_LIMIT_BYTES)
         recovered = replay(self._writer.recovered)
         self._writer.recovered.clear()
         self._recovered: Recovered | None = recovered
         self._compact_at = max(_COMPACT_BYTES, 2 * self._writer.size)
-        self._numbers = Numbers(recovered.request_no, recovered.report_no)
+        self._numbers = Numbers(
+            max(recovered.request_no, least_no), max(recovered.report_no, least_no)
+        )
 
     @property
     def numbers(self) -> Numbers:
@@ -81,10 +86,12 @@ class Journal:
         self._compact_at = max(_COMPACT_BYTES, 2 * self._writer.size)
 
 
-def open_journal(path: Path) -> tuple[Journal, str]:
+def open_journal(path: Path, now: float) -> tuple[Journal, str]:
     """Open the journal; a damaged one is set aside, and what of it is good goes on in a new one.
 
-    The second value says what was damaged, "" if nothing. Raises SpoolFull, OSError.
+    Nobody knows then which numbers were used: they go on at the microseconds of `now` (seconds since
+    1970), which no count of ours ever reached. The second value says what was damaged, "" if nothing.
+    Raises SpoolFull, OSError.
     """
     try:
         return Journal(path), ""
@@ -92,4 +99,4 @@ def open_journal(path: Path) -> tuple[Journal, str]:
         spool.set_aside(path)
         with spool.SpoolWriter(path, limit_bytes=_LIMIT_BYTES) as fresh:
             fresh.append(damage.records)
-        return Journal(path), damage.message
+        return Journal(path, int(now * 1e6)), damage.message

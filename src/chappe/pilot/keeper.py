@@ -93,9 +93,10 @@ class Keeper:
         await self._begin()
         return None
 
-    async def run(self, on_lost: Callable[[str], None]) -> None:
-        """Send orders, and replace a launcher that dies; `on_lost` is called once nothing of what it had
-        started is left. Raises Unavailable when launchers keep dying. Ends after `stop`."""
+    async def run(self, on_lost: Callable[[str], None], on_back: Callable[[], None]) -> None:
+        """Send orders, and replace a launcher that dies: `on_lost` is called once nothing of what it had
+        started is left, `on_back` when there is another. Raises Unavailable when launchers keep dying.
+        Ends after `stop`."""
         while self._client is not None:
             client = self._client
             sender = asyncio.create_task(self._send_orders(client))
@@ -115,6 +116,7 @@ class Keeper:
             await self._end_leftovers(client.pid)
             on_lost(cause)
             await self._begin()
+            on_back()
 
     def start(self, tasks: Sequence[Task]) -> None:
         """Start these."""

@@ -65,7 +65,7 @@ async def _run(
     file: LogFile,
 ) -> int:
     try:
-        journal, damage = open_journal(directory / FILE)
+        journal, damage = open_journal(directory / FILE, now())
         if damage:
             log.error("journal.damaged", message=damage)
         placement = _placement(session.options)

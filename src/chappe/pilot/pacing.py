@@ -31,7 +31,7 @@ STALE_S = 5.0
 """Work at hand that could not begin for so long goes back, so that another pilot may run it."""
 
 RETRY_MIN_S = 0.25
-RETRY_MAX_S = 10.0
+RETRY_MAX_S = 5.0
 _WEIGHT = 0.05
 
 

@@ -19,6 +19,7 @@ from chappe.core import limits
 from chappe.core.errors import ChappeError, Invalid
 from chappe.core.faults import reach
 from chappe.core.jobs import JobSpec
+from chappe.core.leases import Reason
 from chappe.link import admission
 from chappe.link.appdef import Files
 from chappe.link.apps import LoadedApp, load_apps
@@ -63,7 +64,8 @@ class Failed(NamedTuple):
 
     holding: Holding
     message: str
-    disk_full: bool
+    disk_full: bool = False
+    reason: Reason = Reason.START_FAILED
 
 
 class Postponed(NamedTuple):
@@ -223,7 +225,11 @@ class _Batch:
         except ChappeError as e:
             return Postponed(h, e.message)
         reach("pilot.after_claim")
-        if claim is not Claim.CLAIMED:
+        if claim is Claim.OURS:
+            # Our journal lost it, so nobody knows whether it ran: the attempt counts, and is over.
+            message = "this pilot claimed its start before, and lost its trace"
+            return Failed(h, message, reason=Reason.LAUNCHER_LOST)
+        if claim is Claim.TAKEN:
             return Refused(h, "replayed", f"attempt {h.attempt} was started before at this site")
         return Prepared(h, task)
 

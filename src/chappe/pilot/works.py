@@ -100,6 +100,11 @@ class Works:
         """Something may have become possible."""
         self._todo.set()
 
+    def wake(self) -> None:
+        """There is a launcher again, or a pause is over: start, and ask for more."""
+        self._todo.set()
+        self._due()
+
     async def run(self) -> None:
         """Work off batches for ever."""
         try:
@@ -332,8 +337,8 @@ class Works:
                     self._prepared(h, task, tasks, again)
                 case Refused(_, code, message):
                     self.over(h, h.refusal(code, message, now()))
-                case Failed(_, message, disk_full):
-                    self.over(h, h.end(Reason.START_FAILED, now(), message))
+                case Failed(_, message, disk_full, reason):
+                    self.over(h, h.end(reason, now(), message))
                     if disk_full:
                         self._pause(message)
                 case Postponed(_, message):
@@ -388,11 +393,7 @@ class Works:
             return
         self._paused_until = at + _PAUSE_S
         self._log.error("paused", why=why, pause_s=_PAUSE_S)
-        asyncio.get_running_loop().call_later(_PAUSE_S + 0.1, self._resume)
-        self._due()
-
-    def _resume(self) -> None:
-        self._todo.set()
+        asyncio.get_running_loop().call_later(_PAUSE_S + 0.1, self.wake)
         self._due()
 
     # --- parents
