@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
+from sqlalchemy import Connection
 
 from chappe.core import faults
 from chappe.link.files import write_atomic
@@ -47,9 +47,11 @@ def ensure_owner(
     """
     own = data / "client.json"
     ca = None if ca_file is None else str(ca_file.absolute())
-    future: Future[bool] = store.writer.submit(_bootstrap, own, url, ca)
-    written = [own] if future.result() else []
-    faults.reach("hub.after_bootstrap")
+    written = []
+    if not store.read(_has_project):
+        if store.writer.submit(_bootstrap, own, url, ca).result():
+            written.append(own)
+        faults.reach("hub.after_bootstrap")
     before = _read(own)
     if before is None:
         return written
@@ -65,6 +67,10 @@ def ensure_owner(
         _write(user, now)
         written.append(user)
     return written
+
+
+def _has_project(conn: Connection) -> bool:
+    return conn.execute(tokens.PROJECTS).first() is not None
 
 
 def _bootstrap(tx: Tx, own: Path, url: str, ca: str | None) -> bool:

@@ -15,6 +15,7 @@ from chappe.store.tx import Tx
 #: Sessions are looked over at least this often, and back-offs looked up anew.
 LOOK_S = 5.0
 DUE_LOOK_S = 30.0
+PURGE_FIRST_S = 60.0
 PURGE_S = 3_600.0
 RESTART_FIRST_S = 1.0
 RESTART_MOST_S = 60.0
@@ -99,8 +100,14 @@ def _release(tx: Tx) -> None:
 
 
 async def purge(hub: Hub) -> None:
-    """Once: forget tombstones past their term, in small commands, then sleep an hour."""
+    """Every hour: forget tombstones past their term, in small commands. Not while the Hub starts."""
+    await _sleep(hub, PURGE_FIRST_S)
+    while not hub.stopping.is_set():
+        await _purge(hub)
+        await _sleep(hub, PURGE_S)
+
+
+async def _purge(hub: Hub) -> None:
     gone = 1
     while gone and not hub.stopping.is_set():
         gone = await hub.write(upkeep.purge, bulk=True)
-    await _sleep(hub, PURGE_S)

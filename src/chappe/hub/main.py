@@ -137,11 +137,11 @@ def _serve(
 
 def _say_ready(options: HubOptions, url: str) -> None:
     line = f"hub ready {url}"
-    print(line, flush=True)
     if options.ready_file is not None:
         from chappe.link.files import write_atomic
 
         write_atomic(options.ready_file, f"{line}\n".encode(), 0o644, durable=False)
+    print(line, flush=True)
     log.info("ready", url=url, pid=os.getpid())
 
 
