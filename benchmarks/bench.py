@@ -14,6 +14,8 @@ from typing import Any
 from benchmarks.contract import ROWS
 from benchmarks.figures import Row, median, met
 
+_PROBLEM_CHARS = 200
+
 
 class Bench:
     """One run. Groups `add` samples; a row's value is the median of its samples."""
@@ -54,7 +56,7 @@ class Bench:
         except Exception as error:  # noqa: BLE001 - whatever it is, the other rows go on
             traceback.print_exc()
             for key in keys:
-                self.problems[key] = f"{type(error).__name__}: {error}"
+                self.problems[key] = f"{type(error).__name__}: {error}"[:_PROBLEM_CHARS]
 
     @contextmanager
     def private(self, name: str) -> Iterator[Path]:

@@ -19,6 +19,8 @@ ROWS: tuple[Row, ...] = (
         30_000,
         peer="Balsam 6 100/s raw HTTP, 3 700/s by its SDK; 1 000 a batch, unsigned, async commit",
     ),
+    Row("create.hub_cpu", "· hub CPU per job", "ms"),
+    Row("create.client_cpu", "· client CPU per job", "ms"),
     Row("create.sqlite", "· reference: the same rows by raw sqlite3, full sync", "jobs/s"),
     Row(
         "report",
@@ -29,7 +31,6 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("report.start", "· starts alone", "reports/s"),
     Row("report.end", "· ends alone (two Events each)", "reports/s"),
-    Row("report.sqlite", "· reference: the same rows by raw sqlite3, full sync", "reports/s"),
     Row(
         "acquire",
         "acquire, 1 000 a sync",

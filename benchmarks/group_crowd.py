@@ -17,19 +17,19 @@ BATCH = 1_000
 
 def run(bench: Bench) -> None:
     """From a common start, TLS handshake included, to the last byte of the slowest answer."""
-    with bench.attempt("crowd.slowest", "crowd.succeeded"), bench.private("crowd") as directory:
-        with bed(directory) as the:
-            for _ in range(bench.rounds):
-                bodies = [the.maker.body(BATCH) for _ in range(CLIENTS)]
-                taken = asyncio.run(_crowd(the, bodies))
-                bench.add("crowd.slowest", max(taken))
-                bench.add("crowd.succeeded", sum(t != float("inf") for t in taken))
+    keys = ("crowd.slowest", "crowd.succeeded")
+    with bench.attempt(*keys), bench.private("crowd") as directory, bed(directory) as the:
+        for _ in range(bench.rounds):
+            bodies = [the.maker.body(BATCH) for _ in range(CLIENTS)]
+            taken = asyncio.run(_crowd(the, bodies))
+            bench.add("crowd.slowest", max(taken))
+            bench.add("crowd.succeeded", sum(t != float("inf") for t in taken))
 
 
 async def _crowd(the: Bed, bodies: list[bytes]) -> list[float]:
     """Seconds until each was answered; infinite for one that was not."""
-    config = the.hub.config
-    clients = [HubClient(config.url, config.token, ca_file=config.ca_file) for _ in bodies]
+    hub = the.hub.running
+    clients = [HubClient(hub.url, hub.token, ca_file=hub.ca_file) for _ in bodies]
     began = time.perf_counter()
 
     async def post(client: HubClient, body: bytes) -> float:

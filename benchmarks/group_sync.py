@@ -1,4 +1,4 @@
-"""The pilot's protocol with 1 000 items a call: acquire, starts, ends, and what a Job's life costs the Hub."""
+"""The pilot's protocol with 1 000 items a call: acquire, starts, ends, and a Job's life in all."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python benchmarks/launcher_micro.py [--jobs 4000] [--rounds 3] [--slots 2] [--json FILE]
 
-Every row runs `/bin/true` with a directory, an environment, a session of its own and one shared output file.
-`own` is the CPU of the process that starts and reaps, `head` that of the asyncio process which orders (none in
+Every row runs `/bin/true` with a directory, an environment, a session of its own and one shared output
+file. `own` is the CPU of the process that starts and reaps, `head` that of the asyncio process which orders (none in
 the bare loop), `jobs` that of the jobs themselves. Rounds are interleaved; medians are shown.
 """
 
@@ -19,20 +19,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from chappe.pilot.launch_client import LauncherClient, start_process
-from chappe.pilot.launch_wire import Events, Snapshot, Task
+from chappe.pilot.launch_wire import Events, Task
 
 BASE_ENV = {"PATH": "/usr/bin:/bin", "HOME": "/root", "USER": "bench", "LANG": "C.UTF-8"}
 JOB_ENV = {
     "CHAPPE_SITE": "bench",
-    "CHAPPE_WORKDIR": "/tmp/bench/workdir",
+    "CHAPPE_WORKDIR": "/nowhere/bench/workdir",
     "CHAPPE_CORES": "1",
     "CHAPPE_MEM_BYTES": "1073741824",
-    "CHAPPE_DATA": "/tmp/bench",
+    "CHAPPE_DATA": "/nowhere/bench",
     "OMP_NUM_THREADS": "1",
 }
 LANE_DEPTH = 32
