@@ -114,6 +114,8 @@ class Contact:
         while True:
             began = boottime()
             self._poll = sent.request.request_no if wait_s > 0 else 0
+            if self._due.is_set():
+                self._wake_hub()  # a repeated poll, and meanwhile there is something to say
             try:
                 reply = await self._hub.request(
                     "POST",
@@ -126,7 +128,7 @@ class Contact:
             except SessionDead:
                 raise
             except ChappeError as e:
-                self._poll = 0
+                self._poll = self._woken = 0
                 if not await self._recover(sent, e):
                     return
             else:
