@@ -3,8 +3,9 @@
     python benchmarks/launcher_micro.py [--jobs 4000] [--rounds 3] [--slots 2] [--json FILE]
 
 Every row runs `/bin/true` with a directory, an environment, a session of its own and one shared output
-file. `own` is the CPU of the process that starts and reaps, `head` that of the asyncio process which orders (none in
-the bare loop), `jobs` that of the jobs themselves. Rounds are interleaved; medians are shown.
+file. `own` is the CPU of the process that starts and reaps, `head` that of the asyncio process which
+orders (none in the bare loop), `jobs` that of the jobs themselves. Rounds are interleaved; medians are
+shown.
 """
 
 from __future__ import annotations
