@@ -69,7 +69,7 @@ def submit(
             client.wait_all(jobs, progress=not out.as_json)
         for job in jobs[: None if out.as_json else _SHOWN]:
             state = {"state": job.state} if wait else {}
-            line = f"{job.id}  {job.name}  {job.state if wait else ''}".rstrip()
+            line = "  ".join(filter(None, (job.id, job.name, *state.values())))
             out.one({"id": job.id, "name": job.name, **state}, out.say, line)
         if len(jobs) > _SHOWN:
             out.say(f"… {len(jobs)} jobs in all")
