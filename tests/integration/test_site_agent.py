@@ -337,7 +337,7 @@ def test_finished_work_is_not_lost_and_unstarted_work_costs_nothing(site: Site) 
     result = site.paths.data / "result.msgpack"
     result.write_bytes(MSG)
     digest = hashlib.sha256(MSG).hexdigest()
-    outcome = Outcome(Reason.EXIT, exit=0, result_sha256=digest)
+    outcome = Outcome(Reason.EXIT, exit=0)  # a pilot hashes a result when it sends it
     end = journal.End(finished, 4, 1, "end", 9.0, outcome, 8.0, result=str(result))
     grants = [Grant(j, 4, 1, Raw(b"{}")) for j in (finished, unfinished, unstarted)]
     with spool.SpoolWriter(site.paths.session(session) / journal.FILE) as writer:
@@ -356,6 +356,9 @@ def test_finished_work_is_not_lost_and_unstarted_work_costs_nothing(site: Site) 
     assert site.hub.results == {f"{finished}?epoch=4&sha256={digest}": MSG}
     first = site.hub.syncs[0]
     assert [(r.no, r.job, r.epoch) for r in first.reports] == [(61, finished, 4)]
+    told = first.reports[0].outcome
+    assert told is not None
+    assert told.result_sha256 == digest
     assert first.held == [HeldJob(unfinished, 4, started=True)]
     assert first.returned == [JobEpoch(unstarted, 4)]
     assert site.hub.syncs[-1].answered == first.request_no

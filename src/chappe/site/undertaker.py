@@ -190,35 +190,41 @@ class Undertaker:
         estate = await asyncio.to_thread(take_stock, directory, batch.session, self._ledger)
         ca_file = self._config.ca_path(self._paths.root)
         async with HubClient(self._config.hub.url, token, ca_file=ca_file) as hub:
-            ends = [end for end in estate.ends if await self._deliver_result(hub, end)]
-            estate = replace(estate, ends=ends)
+            estate = await self._with_results(hub, estate)
             for request in last_syncs(estate, batch.session):
                 await hub.request("POST", "/v1/sync", request, SyncReply)
         log.info(
             "last words passed on",
             session=batch.session,
-            ends=len(ends),
+            ends=len(estate.ends),
             lost=len(estate.started),
             never_started=len(estate.never_started),
         )
 
-    async def _deliver_result(self, hub: HubClient, end: journal.End) -> bool:
-        """Upload the result that an end speaks of; False when it is lost, and the end with it.
+    async def _with_results(self, hub: HubClient, estate: Estate) -> Estate:
+        """The same with every end's result delivered. An end whose result is lost is not reported: a Job
+        without its result has not succeeded, and the Hub will count it as lost with its Session."""
+        ends: list[journal.End] = []
+        lost: list[HeldJob] = []
+        for end in estate.ends:
+            told = await self._deliver_result(hub, end) if end.result else end
+            if told is None:
+                lost.append(HeldJob(end.job, end.epoch, started=True))
+            else:
+                ends.append(told)
+        return replace(estate, ends=ends, started=estate.started + lost)
 
-        An end report without its result is illegal; a Job whose result is lost has not succeeded, and the
-        Hub will count it as lost with its Session.
-        """
-        wanted = end.outcome.result_sha256
-        if wanted is None:
-            return True
+    async def _deliver_result(self, hub: HubClient, end: journal.End) -> journal.End | None:
+        """Upload the result that an end names; the end that speaks of it, or None when it is lost."""
         try:
             result: Result = await asyncio.to_thread(check_result, Path(end.result))
         except Invalid as e:
             log.warning("a job's result is lost", job=end.job, why=e.message)
-            return False
-        if result.sha256 != wanted:
+            return None
+        # The pilot hashes a result when it sends it: an end that it could not report says no hash.
+        if end.outcome.result_sha256 not in (None, result.sha256):
             log.error("a job's result was changed after its end", job=end.job)
-            return False
+            return None
         try:
             await hub.request(
                 "PUT",
@@ -229,4 +235,5 @@ class Undertaker:
             )
         except (Conflict, NotFound) as e:
             log.info("the hub does not want a result", job=end.job, why=e.message)
-        return True
+        outcome = msgspec.structs.replace(end.outcome, result_sha256=result.sha256)
+        return msgspec.structs.replace(end, outcome=outcome)
