@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import socket
 import sys
@@ -54,6 +55,8 @@ class HubOptions:
 
 def run(options: HubOptions) -> int:
     """Run a Hub until SIGTERM or SIGINT. Returns the exit code; errors go to stderr in words."""
+    # Nothing that is made while starting becomes garbage: looking for it takes an eighth of the time.
+    gc.disable()
     logs.configure(options.log_level)
     try:
         arm_from_env()
@@ -136,6 +139,8 @@ def _serve(
 
 
 def _say_ready(options: HubOptions, url: str) -> None:
+    gc.freeze()
+    gc.enable()
     line = f"hub ready {url}"
     if options.ready_file is not None:
         from chappe.link.files import write_atomic
