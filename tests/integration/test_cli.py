@@ -155,6 +155,9 @@ def test_errors_have_their_own_exit_status(place: Place, tmp_path: Path) -> None
     assert json.loads(unreachable.stderr)["error"]["transient"] is True
     assert place.chappe("job", "show", "ffff").returncode == 3
     assert place.chappe("job", "submit", "wave", "-s", SITE, "-p", "n=x").returncode == 2
+    nowhere = place.chappe("job", "submit", "wave", "-s", "pari")
+    assert nowhere.returncode == 3
+    assert f"there are: {SITE}" in nowhere.stderr
     assert place.chappe("job", "cancel").returncode == 2
     assert place.chappe("site", "rm", SITE).returncode == 5
 

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import pytest
 
-from chappe.core.errors import Forbidden, Gone
+from chappe.core.errors import Forbidden, Gone, Unavailable
 from chappe.core.states import PHASE, State
 from chappe.link.http import HubClient
 from chappe.sdk.feed import Ended, Feed
-from chappe.wire.events import Event
+from chappe.wire.events import Event, EventPage
 from chappe.wire.jobs import JobView
 
 
@@ -22,9 +22,10 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.jobs: dict[str, tuple[State, float]] = {}
+        self.positions = 0
         self.streams = 0
+        self.refusal: Exception | None = None
         self.open = 0
-        self.reads: list[list[str]] = []
         self._queue: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self.before_read: Callable[[], None] = lambda: None
 
@@ -42,14 +43,21 @@ class FakeHub:
     def fail(self, error: Exception) -> None:
         self._queue.put_nowait(error)
 
+    async def request(self, method: str, path: str, **options: Any) -> EventPage:
+        assert (method, path, options["params"]) == ("GET", "/v1/events", {"cursor": "now"})
+        self.positions += 1
+        if self.refusal is not None:
+            raise self.refusal
+        return EventPage([], f"1:{self.positions}")
+
     async def stream_events(
-        self, *, params: dict[str, Any], on_ready: Callable[[], None]
+        self, *, params: dict[str, Any], last_event_id: str
     ) -> AsyncIterator[tuple[str, Event]]:
         assert params == {"final": 1}
+        assert last_event_id == f"1:{self.positions}"
         self.streams += 1
         self.open += 1
         try:
-            on_ready()
             while True:
                 item = await self._queue.get()
                 if isinstance(item, Exception):
@@ -59,8 +67,7 @@ class FakeHub:
             self.open -= 1
 
     async def read(self, ids: list[str]) -> list[JobView]:
-        assert self.streams, "the position must be fixed before states are read"
-        self.reads.append(ids)
+        assert self.positions, "the position must be fixed before states are read"
         self.before_read()
         return [
             JobView(i, "", str(s), str(PHASE[s]), [], 0.0, at)
@@ -151,14 +158,19 @@ async def test_a_wait_that_is_given_up_leaves_the_others_alone(hub: FakeHub, fee
 
 
 async def test_after_a_restored_backup_the_states_are_read_again(hub: FakeHub, feed: Feed) -> None:
+    read_at: list[int] = []
     for job in "ab":
         hub.change(job, State.RUNNING, 9.0, announce=False)
     wait = asyncio.create_task(ends(feed, "a", "b"))
     await settle()
-    # In the backup a had ended, at a time before the one that was read.
+    # In the backup a had ended, at a time before the one that was read. The new
+    # position must be fixed before the states are read anew.
     hub.change("a", State.FAILED, 5.0, announce=False)
+    positions = hub.positions
+    hub.before_read = lambda: read_at.append(hub.positions)
     hub.fail(Gone("the cursor is of an older incarnation", code="cursor_reset"))
     await settle()
+    assert read_at == [positions + 1]
     hub.change("b", State.JOB_FINISHED, 10.0)
     assert [(e.id, e.state) for e in await wait] == [("a", "FAILED"), ("b", "JOB_FINISHED")]
     assert hub.streams == 2
@@ -174,3 +186,12 @@ async def test_what_ends_the_stream_for_good_ends_the_waits(hub: FakeHub, feed: 
             await wait
     hub.change("a", State.JOB_FINISHED, 2.0, announce=False)
     assert len(await ends(feed, "a")) == 1, "a later wait starts a new stream"
+
+
+async def test_a_hub_that_is_away_at_the_start_is_an_error(hub: FakeHub, feed: Feed) -> None:
+    hub.change("a", State.RUNNING, 1.0, announce=False)
+    hub.refusal = Unavailable("refused")
+    waits = [asyncio.create_task(ends(feed, "a")) for _ in range(2)]
+    for wait in waits:
+        with pytest.raises(Unavailable):
+            await wait

@@ -28,6 +28,10 @@ def from_texts(
     offered = client.apps(sites[0])
     view = next((one for one in offered if one.name == app), None)
     if view is None:
+        names = client.site_names()
+        if sites[0] not in names and sites[0] not in names.values():
+            there = ", ".join(sorted(names.values())) or "none yet"
+            raise NotFound(f"there is no site {sites[0]!r} (there are: {there})", field="site")
         known = ", ".join(sorted(one.name for one in offered)) or "none"
         raise NotFound(f"site {sites[0]} offers no app {app!r} (it has: {known})", field="app")
     values = texts.parameters(view.parameters, params)

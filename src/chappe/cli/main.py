@@ -32,6 +32,7 @@ Exit status: 0 done · 1 a job or a check failed · 2 wrong usage or input · 3 
 
 \b
 Environment: CHAPPE_CONFIG (the client's file), CHAPPE_KEY (the signing key), NO_COLOR.
+Completion: eval "$(_CHAPPE_COMPLETE=bash_source chappe)" (or zsh_source, fish_source)
 """
 
 

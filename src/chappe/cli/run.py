@@ -35,7 +35,7 @@ def command(out: Out, site: str, argv: tuple[str, ...], detach: bool, **given: A
         out.say(f"job {job.id}", "dim")
         for event in client.changes([job]):
             if not out.as_json:
-                print_change(out, event, job.name)
+                print_change(out, event, job.name or argv[0])
         view = job.refresh()
     out.one(view, _tail, view)
     sys.exit(_status(view))

@@ -9,26 +9,16 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from chappe.core import limits
 from chappe.core.jobs import decode_spec
 from chappe.link.clock import now
 from chappe.link.signing import SignatureProblem, make_submissions, verify
 from chappe.sdk.errors import ChappeError, Conflict, Gone, Invalid, NotFound
-from chappe.wire.jobs import ActOnJobs, ActReply, JobFilter, JobVerdict
+from chappe.wire.jobs import ActOnJobs, ActReply, JobFilter, JobVerdict, SignedSpec
 from chappe.wire.submission import Submission
 
 if TYPE_CHECKING:
     from chappe.sdk.engine import Engine
-
-
-class SignedSpec(msgspec.Struct, frozen=True):
-    """`GET /v1/jobs/{id}/signed`: a Job's bytes, and the submission that signed them at place `idx`."""
-
-    spec: msgspec.Raw
-    submission: Submission
-    idx: int
 
 
 _DONE = frozenset({"cancelled", "cancelling", "retried", "deleted"})

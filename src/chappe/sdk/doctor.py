@@ -159,7 +159,7 @@ def _site(site: SiteView, sessions: list[SessionView]) -> Finding:
         return Finding(
             name, "warning", f"no pilot; {load_}", f"chappe batch-job new -s {site.name}"
         )
-    return Finding(name, "ok", f"online, {live} pilots, {load_}")
+    return Finding(name, "ok", f"online, pilots: {live}, {load_}")
 
 
 def _remedy(code: str) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -18,20 +19,22 @@ from chappe.core import limits
 from chappe.core.ids import is_uuid7
 from chappe.core.states import FINAL_PHASES
 from chappe.link.clock import now
-from chappe.link.http import HubClient
+from chappe.link.http import RETRY, HubClient, RetryPolicy
 from chappe.link.keys import SigningKey, default_path, load_or_create
 from chappe.sdk import sending
 from chappe.sdk.admin import Admin
 from chappe.sdk.config import Settings
 from chappe.sdk.drafts import Draft
 from chappe.sdk.errors import Ambiguous, Gone, Invalid, NotFound, WaitTimeout
-from chappe.sdk.feed import Ended, Feed
+from chappe.sdk.feed import PATIENT, Ended, Feed
 from chappe.sdk.results import ResultFile
 from chappe.wire.events import Event, EventPage
 from chappe.wire.jobs import CreateReply, JobFilter, JobPage, JobView, QueryJobs, Why
 from chappe.wire.sites import Whoami
 
 _IN_FLIGHT = 3
+#: A script that submits outlasts a restart of the Hub.
+_SUBMIT = RetryPolicy(tries=1_000, budget_s=120.0)
 _JOBS_IN_FILTER = 100
 _HEX = re.compile(r"[0-9a-f]{4,32}")
 
@@ -60,7 +63,7 @@ class Engine:
         self.settings = settings
         self.hub = HubClient(settings.url, settings.token, ca_file=settings.ca_file)
         self.admin = Admin(self.hub)
-        self.feed = Feed(self.hub, self.views)
+        self.feed = Feed(self.hub, partial(self.views, retry=PATIENT))
         self._me: Whoami | None = None
         self._key: SigningKey | None = None
         self._sites: dict[str, str] = {}
@@ -137,7 +140,7 @@ class Engine:
         """Encode and post one group after the other, so that only a few bodies exist at once."""
         for group in waiting:
             for body in sending.encode(group, context):
-                await self.hub.request("POST", "/v1/jobs", body, CreateReply)
+                await self.hub.request("POST", "/v1/jobs", body, CreateReply, retry=_SUBMIT)
 
     # --- reading
 
@@ -145,13 +148,13 @@ class Engine:
         """One Job with its spec."""
         return await self.hub.request("GET", f"/v1/jobs/{job}", reply=JobView)
 
-    async def views(self, ids: Sequence[str]) -> list[JobView]:
+    async def views(self, ids: Sequence[str], retry: RetryPolicy = RETRY) -> list[JobView]:
         """Jobs by their ids. Raises NotFound naming one that does not exist."""
         found: list[JobView] = []
         for start in range(0, len(ids), limits.PAGE_MAX):
             some = list(ids[start : start + limits.PAGE_MAX])
             query = QueryJobs(JobFilter(ids=some), limit=len(some))
-            page = await self.hub.request("POST", "/v1/jobs/query", query, JobPage)
+            page = await self.hub.request("POST", "/v1/jobs/query", query, JobPage, retry=retry)
             if len(page.jobs) < len(some):
                 missing = set(some).difference(view.id for view in page.jobs)
                 raise NotFound(f"there is no job {min(missing)} (it may have been deleted)")

@@ -19,11 +19,14 @@ import msgspec
 from chappe.core.errors import ChappeError, Gone
 from chappe.core.leases import Outcome
 from chappe.core.states import FINAL_PHASES
-from chappe.link.http import HubClient
-from chappe.wire.events import Event
+from chappe.link.http import RETRY, HubClient, RetryPolicy
+from chappe.wire.events import Event, EventPage
 from chappe.wire.jobs import JobView
 
 _LINGER_S = 5.0
+
+#: A wait outlasts the Hub's absence: nothing but its own time-out ends it.
+PATIENT = RetryPolicy(tries=1_000_000, budget_s=366 * 86_400.0)
 
 ReadStates = Callable[[list[str]], Coroutine[Any, Any, list[JobView]]]
 
@@ -55,7 +58,10 @@ class _Watch:
 
 
 class Feed:
-    """Tells waits which Jobs ended. Lives on one event loop; `read_states` reads Jobs by their ids."""
+    """Tells waits which Jobs ended. Lives on one event loop; `read_states` reads Jobs by their ids.
+
+    A Hub that is away when the first wait begins is an error; later it is waited for.
+    """
 
     def __init__(self, hub: HubClient, read_states: ReadStates) -> None:
         self._hub = hub
@@ -119,22 +125,29 @@ class Feed:
     async def _follow(self, ready: asyncio.Future[None]) -> None:
         """Follow the stream for as long as it takes; what ends it ends the waits too."""
         try:
+            cursor = await self._position(RETRY)
+            ready.set_result(None)
             while True:
                 try:
-                    await self._follow_once(ready)
+                    await self._follow_from(cursor)
                 except Gone:
                     # The log was replaced by a backup: a new position, then the truth from there.
+                    cursor = await self._position(PATIENT)
                     await self._reread()
         except ChappeError as error:
             self._fail(ready, error)
 
-    async def _follow_once(self, ready: asyncio.Future[None]) -> None:
-        def fixed() -> None:
-            if not ready.done():
-                ready.set_result(None)
+    async def _position(self, retry: RetryPolicy) -> str:
+        params = {"cursor": "now"}
+        page = await self._hub.request(
+            "GET", "/v1/events", reply=EventPage, params=params, retry=retry
+        )
+        return page.cursor
 
-        stream = self._hub.stream_events(params={"final": 1}, on_ready=fixed)
-        async for _cursor, event in stream:
+    async def _follow_from(self, cursor: str) -> None:
+        async for _cursor, event in self._hub.stream_events(
+            params={"final": 1}, last_event_id=cursor
+        ):
             if event.new is not None and event.phase in FINAL_PHASES:
                 self._deliver(event, event.new, str(event.phase))
 
