@@ -20,7 +20,6 @@ from chappe.core.leases import Outcome, Reason
 from chappe.link.clock import new_id
 from chappe.link.keys import SigningKey
 from chappe.link.signing import make_submissions, verify
-from chappe.sdk.acts import SignedSpec
 from chappe.sdk.errors import Ambiguous, Invalid, JobCancelled, JobFailed, WaitTimeout
 from chappe.wire.events import EventPage
 from chappe.wire.jobs import (
@@ -32,6 +31,7 @@ from chappe.wire.jobs import (
     JobVerdict,
     JobView,
     QueryJobs,
+    SignedSpec,
 )
 from chappe.wire.sites import Listing, SiteView, Whoami
 

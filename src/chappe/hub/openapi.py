@@ -22,6 +22,7 @@ REF = "#/components/schemas/{name}"
 RAW_FIELDS = {
     ("NewJob", "spec"): JobSpec,
     ("Grant", "spec"): JobSpec,
+    ("SignedSpec", "spec"): JobSpec,
     ("Submission", "statement"): Statement,
 }
 

@@ -28,6 +28,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/jobs/{id}", USER | PILOT, jobs.show),
     Route("GET", "/v1/jobs/{id}/events", USER, jobs.events, (410,)),
     Route("GET", "/v1/jobs/{id}/why", USER, jobs.explain),
+    Route("GET", "/v1/jobs/{id}/signed", USER, jobs.signed),
     Route("GET", "/v1/jobs/{id}/parents", USER | PILOT, jobs.parents),
     Route("GET", "/v1/jobs/{id}/result", USER | PILOT, jobs.result, media="*/*"),
     Route(

@@ -17,7 +17,15 @@ from chappe.store.principal import Principal
 from chappe.store.rows import no_such
 from chappe.store.select import where
 from chappe.store.tables import job
-from chappe.wire.jobs import Counts, JobFilter, JobPage, JobView, ParentPage, ParentView
+from chappe.wire.jobs import (
+    Counts,
+    JobFilter,
+    JobPage,
+    JobView,
+    ParentPage,
+    ParentView,
+    SignedSpec,
+)
 from chappe.wire.sites import (
     AppView,
     BatchJobIntent,
@@ -27,6 +35,7 @@ from chappe.wire.sites import (
     SiteView,
     TokenView,
 )
+from chappe.wire.submission import Submission
 
 #: What a JobView is made of. `workdir` is read from the signed spec, which holds it.
 JOB_VIEWS = text("""
@@ -53,6 +62,10 @@ PARENTS = text("""
 RESULT = text("""
     SELECT r.media, r.sha256, r.body FROM result r JOIN job ON job.n = r.job
     WHERE r.job = :n AND job.phase = 'finished' AND r.sha256 = job.outcome->>'result_sha256'""")
+
+SIGNED = text("""
+    SELECT job.spec, job.idx, s.id, s.statement, s.sig
+    FROM job JOIN submission s ON s.n = job.submission WHERE job.n = :n""")
 
 COUNTS = text("""
     SELECT COALESCE(site.id, ''), c.app, c.state, c.count FROM counter c
@@ -213,6 +226,15 @@ def result(conn: Connection, p: Principal, id: str) -> tuple[str, str, bytes]:
     if row is None:
         raise NotFound("the job has no result (yet)", code="no_result")
     return row.media, row.sha256, bytes(row.body)
+
+
+def signed(conn: Connection, p: Principal, id: str) -> SignedSpec:
+    """The bytes of a Job as they were signed, and the proof; NotFound when it is unsigned."""
+    row = conn.execute(SIGNED, {"n": job_n(conn, p, id)}).one_or_none()
+    if row is None:
+        raise NotFound("the job is not signed", code="unsigned")
+    submission = Submission(row.id, msgspec.Raw(row.statement.encode()), row.sig)
+    return SignedSpec(msgspec.Raw(row.spec.encode()), submission, row.idx)
 
 
 def counts(conn: Connection, p: Principal) -> Counts:

@@ -153,6 +153,14 @@ class ParentPage(msgspec.Struct, frozen=True, omit_defaults=True):
     next: str | None = None
 
 
+class SignedSpec(msgspec.Struct, frozen=True):
+    """`GET /v1/jobs/{id}/signed`: a Job's bytes, and the submission that signed them at place `idx`."""
+
+    spec: msgspec.Raw
+    submission: Submission
+    idx: int
+
+
 class Why(msgspec.Struct, frozen=True):
     """What a Job waits for, most important first; `facts` are the same for programs."""
 

@@ -34,6 +34,7 @@ from chappe.wire.jobs import (
     JobView,
     ParentPage,
     QueryJobs,
+    SignedSpec,
     Why,
 )
 
@@ -143,6 +144,11 @@ async def events(call: Call[None, PageQuery]) -> EventPage:
 async def explain(call: Call[None, None]) -> Why:
     """Say what a Job waits for."""
     return await call.hub.read(why.why, call.principal, call.path["id"], call.hub.clock())
+
+
+async def signed(call: Call[None, None]) -> SignedSpec:
+    """Show the bytes of a Job that were signed, and by what: whoever signs them again looks first."""
+    return await call.hub.read(queries.signed, call.principal, call.path["id"])
 
 
 async def parents(call: Call[None, PageQuery]) -> ParentPage:
