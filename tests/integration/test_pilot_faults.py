@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -133,6 +134,30 @@ async def test_a_full_disk_ends_one_job_with_words_and_nothing_else_suffers(site
     assert view.outcome.reason == "start_failed"
     assert "directory cannot be made" in view.outcome.message
     await finished(site, [good])
+
+
+async def test_with_a_full_journal_nothing_new_starts_and_ends_are_still_told(
+    site: RealSite,
+) -> None:
+    """A limit on the size of files, set and lifted on the living head, stands for the disk."""
+    pilot = await site.session()
+    await pilot.start()
+    go = site.dir.path / "go"
+    (runs,) = await site.submit(traced(site, 1, f"while [ ! -e {go} ]; do sleep 0.05; done"))
+    await site.reaches(runs, "RUNNING")
+    assert pilot.process is not None
+    no_limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    resource.prlimit(pilot.process.pid, resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+    (waits,) = await site.submit(traced(site, 1))
+    go.touch()
+    await finished(site, [runs])
+    assert (await site.job(waits)).phase == "runnable"
+    resource.prlimit(pilot.process.pid, resource.RLIMIT_FSIZE, no_limit)
+    (view,) = await finished(site, [waits])
+    assert view.attempt == 1
+    await pilot.kill9()
+    await pilot.start()
+    await finished(site, await site.submit(traced(site, 1)))
 
 
 async def test_a_damaged_journal_is_set_aside(site: RealSite) -> None:

@@ -120,7 +120,7 @@ class Keeper:
 
     def start(self, tasks: Sequence[Task]) -> None:
         """Start these."""
-        self._order(lambda client: client.start(tasks))
+        self._order(lambda client: _start(client, tasks))
 
     def kill(self, keys: Sequence[Key], reason: KillReason, grace_s: float) -> None:
         """End these runs."""
@@ -178,7 +178,6 @@ class Keeper:
                     await self._orders.popleft()(client)
                 except LauncherGone:
                     return
-                reach("pilot.after_launch_sent")
 
     async def _begin(self) -> None:
         private = Path(tempfile.mkdtemp(prefix="chappe-", dir=self._session.local))
@@ -220,6 +219,11 @@ class Keeper:
         if len(self._deaths) == _DEATHS_MOST and now - self._deaths[0] < _DEATHS_WITHIN_S:
             raise Unavailable(f"{_DEATHS_MOST + 1} launchers died within {_DEATHS_WITHIN_S:.0f} s")
         self._deaths.append(now)
+
+
+async def _start(client: LauncherClient, tasks: Sequence[Task]) -> None:
+    await client.start(tasks)
+    reach("pilot.after_launch_sent")
 
 
 def _end_all(session: str, launcher: int) -> list[int]:
