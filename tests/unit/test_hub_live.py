@@ -1,0 +1,194 @@
+"""Streams: coalesced and shared reads, back-pressure, bounds; over a log that lives in a list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from chappe.core import limits
+from chappe.core.errors import Busy, Gone, Invalid
+from chappe.hub import live
+from chappe.hub.live import Streams, position
+from chappe.hub.metrics import Metrics
+from chappe.hub.state import Hub
+from chappe.store.feed import EventFilter
+from chappe.store.principal import Principal
+
+ME = Principal("user", 1, "p", "default", "aaaabbbbcccc")
+ALL = EventFilter()
+
+
+class Log:
+    """A Hub whose EventLog is a number: Events 1 … head. It keeps which reads were made."""
+
+    def __init__(self, head: int = 0) -> None:
+        self.committed = head
+        self.reads: list[tuple[int, int]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.store = SimpleNamespace(incarnation=1, head=lambda _project: self.committed)
+        self.stopping = asyncio.Event()
+        self.metrics = Metrics()
+        self.streams = Streams(cast(Hub, self))
+
+    async def read(
+        self, _fn: Any, _p: Principal, after: int, head: int, _f: EventFilter, incarnation: int
+    ) -> tuple[bytes, int]:
+        self.reads.append((after, head))
+        await self.gate.wait()
+        upto = min(head, after + live.PAGE)
+        return b"".join(b"%d:%d;" % (incarnation, n) for n in range(after + 1, upto + 1)), upto
+
+    def commit(self, n: int = 1) -> None:
+        self.committed += n
+        self.streams.hint({1: self.committed})
+
+    @asynccontextmanager
+    async def stream(
+        self, cursor: str | None = None, f: EventFilter = ALL
+    ) -> AsyncGenerator[AsyncGenerator[bytes, None], None]:
+        """A stream after its `ready`."""
+        async with aclosing(self.streams.open(ME, f, cursor)) as chunks:
+            assert await anext(chunks) == b": ready\n\n"
+            yield chunks
+
+
+def at(log: Log, cursor: str | None, absent: int | None = None) -> int:
+    return position(cast(Hub, log), ME, cursor, absent=absent)
+
+
+async def test_positions() -> None:
+    log = Log(head=5)
+    assert at(log, None) == 5
+    assert at(log, None, absent=0) == 0
+    assert at(log, "now", absent=0) == 5
+    assert at(log, "1:3") == 3
+    for cursor in ("1:6", "2:1", "0:3"):
+        with pytest.raises(Gone):
+            at(log, cursor)
+    for cursor in ("x", "1:x", "1:-1"):
+        with pytest.raises(Invalid):
+            at(log, cursor)
+
+
+async def test_it_begins_where_it_was_told_and_goes_on() -> None:
+    log = Log(head=3)
+    async with log.stream("1:1") as chunks:
+        assert await anext(chunks) == b"1:2;1:3;"
+        log.commit()
+        assert await anext(chunks) == b"1:4;"
+
+
+async def test_what_is_committed_before_it_waits_is_not_missed() -> None:
+    log = Log()
+    async with log.stream() as chunks:
+        log.commit()
+        assert await anext(chunks) == b"1:1;"
+
+
+async def test_many_commits_are_one_read() -> None:
+    log = Log()
+    async with log.stream() as chunks:
+        log.commit()
+        await anext(chunks)
+        coming = asyncio.ensure_future(anext(chunks))
+        for _ in range(50):
+            log.commit()
+            await asyncio.sleep(0)
+        await coming
+        assert len(log.reads) == 2
+
+
+async def test_a_slow_client_holds_one_page_and_no_queue() -> None:
+    log = Log()
+    async with log.stream() as chunks:
+        for _ in range(5):
+            log.commit(live.PAGE)
+            await asyncio.sleep(0)
+        # Nobody took anything: nothing was read ahead.
+        assert log.reads == []
+        assert (await anext(chunks)).count(b";") == live.PAGE
+        assert len(log.reads) == 1
+
+
+async def test_streams_at_one_place_share_a_read() -> None:
+    log = Log()
+    async with log.stream() as a, log.stream() as b, log.stream(f=EventFilter(final=True)) as c:
+        coming = [asyncio.ensure_future(anext(s)) for s in (a, b, c)]
+        await asyncio.sleep(0)
+        log.commit()
+        assert await asyncio.gather(*coming) == [b"1:1;"] * 3
+        assert len(log.reads) == 2
+
+
+async def test_who_leaves_a_shared_read_does_not_end_it() -> None:
+    log = Log()
+    log.gate.clear()
+    async with log.stream() as a, log.stream() as b:
+        coming = [asyncio.ensure_future(anext(s)) for s in (a, b)]
+        await asyncio.sleep(0)
+        log.commit()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        coming[0].cancel()
+        log.gate.set()
+        assert await coming[1] == b"1:1;"
+        assert len(log.reads) == 1
+
+
+async def test_quiet_streams_are_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "KEEP_ALIVE_S", 0.01)
+    log = Log()
+    async with log.stream() as chunks:
+        assert await anext(chunks) == b": keep-alive\n\n"
+
+
+async def test_a_position_without_events_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "KEEP_ALIVE_S", 0.01)
+    log = Log()
+
+    async def nothing_passes(*args: Any) -> tuple[bytes, int]:
+        return b"", args[3]
+
+    monkeypatch.setattr(log, "read", nothing_passes)
+    async with log.stream() as chunks:
+        log.commit(7)
+        assert await anext(chunks) == b": keep-alive\nid: 1:7\n\n"
+        assert await anext(chunks) == b": keep-alive\n\n"
+
+
+async def test_a_stop_ends_all() -> None:
+    log = Log()
+    async with log.stream() as chunks:
+        coming = asyncio.ensure_future(anext(chunks, b"end"))
+        await asyncio.sleep(0)
+        log.stopping.set()
+        log.streams.stop()
+        assert await coming == b"end"
+    assert len(log.streams) == 0
+
+
+async def test_a_new_incarnation_ends_the_streams_of_the_old() -> None:
+    log = Log()
+    async with log.stream() as chunks:
+        log.store.incarnation = 2
+        log.commit()
+        assert await anext(chunks, b"end") == b"end"
+    with pytest.raises(Gone):
+        log.streams.open(ME, ALL, "1:1")
+
+
+async def test_streams_are_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "STREAMS", 2)
+    log = Log()
+    async with log.stream(), log.stream():
+        with pytest.raises(Busy):
+            log.streams.open(ME, ALL, None)
+    assert len(log.streams) == 0
+    async with log.stream():
+        assert len(log.streams) == 1
