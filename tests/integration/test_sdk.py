@@ -102,9 +102,6 @@ def test_the_hub_refuses_what_the_app_does_not_have(client: Client) -> None:
         client.app("wave", site="pari").submit()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the hub does not show a Job's submission yet", raises=NotFound
-)
 def test_a_retry_signs_anew_when_the_signature_is_used_up(client: Client, place: Place) -> None:
     """In another process than the one that submitted: what this one remembers cannot be the proof."""
     job = client.app("wave", site=SITE).options(retries=0).submit(n=-1).wait(WITHIN_S)
