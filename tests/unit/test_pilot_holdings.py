@@ -94,6 +94,26 @@ def test_a_job_that_runs_here_is_not_started_again() -> None:
     assert held.get("a", 1) is not None
 
 
+def test_a_job_that_ended_here_and_was_granted_anew_runs_again() -> None:
+    held = node()
+    (a,) = take(held, grant("a", 1))
+    hand(held)
+    end(held, a)
+    take(held, grant("a", 2))
+    held.settled("a", 1)
+    assert hand(held) == ["a"]
+
+
+def test_a_claimed_start_that_was_not_made_passes_on_to_the_next_epoch() -> None:
+    held = node()
+    (old,) = take(held, grant("a", 1))
+    held.pick(0.0, 1)
+    old.claim()
+    held.again([old])
+    (new,) = take(held, grant("a", 2))
+    assert new.claimed
+
+
 def test_what_never_fits_is_refused() -> None:
     new, refusals = node(2).granted([grant("a", cores=3)], 0.0, 0.0)
     assert new == []

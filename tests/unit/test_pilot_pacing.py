@@ -112,7 +112,7 @@ def test_the_end_of_an_allocation_comes_in_steps() -> None:
             now = life.next_at()
         else:
             steps.append((now, step))
-    assert steps == [(940.0, Step.DRAIN), (970.0, Step.END_JOBS), (1000.0, Step.GIVE_UP)]
+    assert steps == [(955.0, Step.DRAIN), (970.0, Step.END_JOBS), (1000.0, Step.GIVE_UP)]
     assert life.draining
 
 

@@ -77,7 +77,7 @@ class Holdings:
                 continue
             self._order += 1
             h = Holding(grant, sent_at, self._order)
-            if old is not None and (old.phase >= Phase.PREPARING or old.claimed):
+            if old is not None and Phase.PREPARING <= old.phase <= Phase.RUNNING:
                 message = f"it still runs here, granted under epoch {old.epoch}"
                 refusals.append(h.refusal("replayed", message, at))
                 continue
@@ -85,6 +85,8 @@ class Holdings:
                 refusals.append(h.refusal("too_large", self._too_large(h), at))
                 continue
             if old is not None:
+                if old.phase is Phase.WAITING and old.claimed and old.attempt == h.attempt:
+                    h.claim()  # the start is ours, and was not made
                 self.drop(old)
             self._returning.pop(h.job, None)
             self._held[h.job] = h

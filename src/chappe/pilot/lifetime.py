@@ -1,8 +1,8 @@
 """How long the pilot goes on: the allocation's end, SIGTERM, idleness.
 
-Before the end (E) of an allocation, with D = `drain_s`: from E - 2 D nothing new is asked for, at E - D what
-runs gets TERM, at E - D/2 KILL, and what is left until E is for reports. SIGTERM moves E to `kill_s` from
-then; a second one ends what runs at once. Pure; times are CLOCK_BOOTTIME seconds.
+Before the end (E) of an allocation, with D = `drain_s`: from E - 1.5 D nothing new is asked for, at E - D
+what runs gets TERM, at E - D/2 KILL, and what is left until E is for reports. SIGTERM moves E to `kill_s`
+from then; a second one ends what runs at once. Pure; times are CLOCK_BOOTTIME seconds.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Lifetime:
         return min(times)
 
     def _drain_at(self) -> float:
-        return self._jobs_end_at - self._options.drain_s
+        return self._jobs_end_at - self._options.drain_s / 2
 
     def _idle_at(self) -> float:
         if self._idle_since is None or self._options.idle_s == 0:
