@@ -37,13 +37,14 @@ LEASE = text("""
     WHERE n IN (SELECT value FROM json_each(:ns))""")
 
 GRANTED = text(f"""
-    SELECT {COLUMNS}, job.spec, s.id AS submission_id, job.idx, job.priority
-    FROM json_each(:ns) v CROSS JOIN job ON job.n = v.value LEFT JOIN submission s ON s.n = job.submission
-    ORDER BY v.key""")
+    SELECT {COLUMNS}, job.spec, job.idx, job.priority
+    FROM json_each(:ns) v CROSS JOIN job ON job.n = v.value ORDER BY v.key""")
+
+SUBMISSION_IDS = text("""
+    SELECT n, id FROM submission WHERE n IN (SELECT value FROM json_each(:ns))""")
 
 SUBMISSIONS = text("""
-    SELECT DISTINCT s.id, s.statement, s.sig FROM json_each(:ns) v
-    CROSS JOIN job ON job.n = v.value JOIN submission s ON s.n = job.submission""")
+    SELECT id, statement, sig FROM submission WHERE n IN (SELECT value FROM json_each(:ns))""")
 
 
 def acquire_grants(tx: Tx, p: Principal, session: Any, req: SyncRequest, reply: SyncReply) -> None:
@@ -114,24 +115,27 @@ def fill_grants(tx: Tx, ns: list[int], req: SyncRequest, reply: SyncReply) -> No
     """Put the grants of these Jobs into `reply`, with submissions that the pilot does not have."""
     if not ns:
         return
-    numbers = to_json(ns)
-    for found in tx.read(GRANTED, ns=numbers):
-        row = to_row(found)
-        held = tx.catalog.leases[found.session]
-        held.setdefault(row.id, row)
-        spec, submission, idx, priority = found[WIDTH:]
+    granted = tx.read(GRANTED, ns=to_json(ns))
+    rows = [to_row(found) for found in granted]
+    # Thousands of grants come from a few submissions, whose statements are long.
+    submissions = {row.submission for row in rows if row.submission is not None}
+    ids = dict(tx.read(SUBMISSION_IDS, ns=to_json(list(submissions)))) if submissions else {}
+    for row, found in zip(rows, granted, strict=True):
+        tx.catalog.leases[found.session].setdefault(row.id, row)
+        spec, idx, priority = found[WIDTH:]
         reply.grants.append(
             Grant(
                 row.id,
                 row.epoch,
                 row.attempt + 1,
                 msgspec.Raw(spec.encode()),
-                submission,
+                None if row.submission is None else ids[row.submission],
                 idx,
                 priority,
             )
         )
     have = set(req.have_submissions)
-    for id, statement, sig in tx.read(SUBMISSIONS, ns=numbers):
-        if id not in have:
+    missing = [n for n, id in ids.items() if id not in have]
+    if missing:
+        for id, statement, sig in tx.read(SUBMISSIONS, ns=to_json(missing)):
             reply.submissions.append(Submission(id, msgspec.Raw(statement.encode()), sig))

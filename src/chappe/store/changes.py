@@ -78,7 +78,10 @@ def _write(tx: Tx, changes: Sequence[Change]) -> None:
         site = _site_after(tx, row, decision)
         if row.site != site:
             _move_count(tx, row, site)
-        tx.decided(row.project, row.n, site or 0, row.app or "", row.state, row.epoch, decision)
+        outcome = None if decision.outcome is None else to_json(decision.outcome)
+        tx.decided(
+            row.project, row.n, site or 0, row.app or "", row.state, row.epoch, decision, outcome
+        )
         updates.append(
             (
                 row.n,
@@ -88,7 +91,7 @@ def _write(tx: Tx, changes: Sequence[Change]) -> None:
                 None if decision.release else row.session,
                 site,
                 decision.not_before,
-                decision.outcome and to_json(decision.outcome),
+                outcome,
                 row.state,
                 row.epoch,
             )

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from chappe.core.errors import Conflict, Gone, Invalid
 from chappe.core.jobs import ParentPolicy, Retries
 from chappe.core.states import State
+from chappe.store.catalog import ShapeEntry
 from chappe.store.changes import settle
 from chappe.store.jobrow import phase_of
 from chappe.store.prepare import Bad, Prepared, PreparedJob, PreparedSubmission
@@ -120,6 +121,8 @@ def _insert(
     to_settle: list[int] = []
     waiting: dict[int, int] = {}
     counts: dict[tuple[int, str, str], int] = {}
+    # By identity: `prepare` makes one Shape for all Jobs that are alike, and comparing them costs.
+    interned: dict[int, ShapeEntry] = {}
     for n, job in enumerate(fresh, first):
         spec = job.spec
         state, open_parents = State.PREPROCESSED, 0
@@ -130,7 +133,9 @@ def _insert(
                 parent_n, is_open = parents[q]
                 edges.append((n, number[q] if parent_n is None else parent_n, pos))
                 open_parents += is_open
-        shape = tx.intern(p.project_n, job.shape)
+        shape = interned.get(id(job.shape))
+        if shape is None:
+            shape = interned[id(job.shape)] = tx.intern(p.project_n, job.shape)
         not_before = spec.not_before if spec.not_before and spec.not_before > tx.now else None
         rows.append(_row(tx, p, n, job, state, shape.n, submissions, open_parents, not_before))
         tx.event(p.project_n, "job", n, None, state)

@@ -31,4 +31,4 @@ def session_dead(tx: Tx, session_n: int, reason: Reason, message: str) -> None:
         tx.effects.revoked.add(prefix)
     tx.effects.kill.add(id)
     data = {"id": id, "state": "dead", "message": message, "lost": len(rows)}
-    tx.event(project, "session", data=to_json(data).encode())
+    tx.event(project, "session", data=to_json(data))

@@ -74,6 +74,9 @@ def to_row(found: tuple[object, ...]) -> JobRow:
     return JobRow(n, project, id, _STATES[str(state)], *rest)  # type: ignore[arg-type]
 
 
+_PHASES = {state: PHASE[state].value for state in State}
+
+
 def phase_of(state: State) -> str:
     """The phase that the row of a Job in `state` shows."""
-    return PHASE[state].value
+    return _PHASES[state]

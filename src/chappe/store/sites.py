@@ -329,4 +329,4 @@ def end_session(tx: Tx, p: Principal, id: str, body: EndSession) -> None:
 
 def _tell(tx: Tx, p: Principal, kind: str, **data: Any) -> None:
     """An Event about something other than a Job."""
-    tx.event(p.project_n, kind, data=to_json(data).encode())
+    tx.event(p.project_n, kind, data=to_json(data))

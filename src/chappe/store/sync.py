@@ -135,7 +135,6 @@ def _apply_reports(
     results = _results(tx, req, by_id)
     verdicts: list[ReportVerdict] = []
     changes: dict[str, Change] = {}
-    states: dict[str, leases.Held] = {}
     for report in sorted(req.reports, key=_number):
         verdict = Verdict.DUPLICATE
         if report.no > last_report:
@@ -146,13 +145,12 @@ def _apply_reports(
             if row is None or ended or row.epoch != report.epoch:
                 verdict = Verdict.STALE_LEASE
             else:
-                held = states.get(report.job) or row.held()
+                held = row.held() if before is None else _then(row.held(), before.decision)
                 decided = _decide(held, report, row, results, tx.now)
                 if isinstance(decided, Verdict):
                     verdict = decided
                 else:
                     verdict = Verdict.APPLIED
-                    states[report.job] = _then(held, decided)
                     changes[report.job] = _merge(before, row, decided)
         verdicts.append(ReportVerdict(report.no, verdict))
     apply(tx, list(changes.values()))
@@ -161,6 +159,10 @@ def _apply_reports(
 
 def _number(report: Report) -> int:
     return report.no
+
+
+def _row_number(row: JobRow) -> int:
+    return row.n
 
 
 def _results(tx: Tx, req: SyncRequest, by_id: dict[str, JobRow]) -> set[tuple[int, int, str]]:
@@ -214,22 +216,22 @@ def _take_back(tx: Tx, req: SyncRequest, by_id: dict[str, JobRow]) -> None:
     An end report that does not fit into this sync keeps its Job in `held`; so only Jobs that have not
     started are ever disowned by silence.
     """
-    held = {h.job: h.epoch for h in req.held}
-    back: list[JobRow] = []
+    back: dict[str, JobRow] = {}
     for item in req.returned:
         row = by_id.get(item.job)
         if row is not None and row.epoch == item.epoch and row.state in RUNNABLE:
-            back.append(row)
-    named = {row.id for row in back}
-    back += [
-        row
-        for row in by_id.values()
-        if row.state in RUNNABLE
-        and row.id not in named
-        and held.get(row.id) != row.epoch
-        and (row.granted_request or 0) <= req.answered
-    ]
-    give_back(tx, back)
+            back[row.id] = row
+    # One pass: a pilot holds thousands of Jobs, names them all in each sync, and disowns few or none.
+    silent = set(by_id)
+    for h in req.held:
+        row = by_id.get(h.job)
+        if row is not None and row.epoch == h.epoch:
+            silent.discard(h.job)
+    for id in silent:
+        row = by_id[id]
+        if row.state in RUNNABLE and (row.granted_request or 0) <= req.answered:
+            back[id] = row
+    give_back(tx, sorted(back.values(), key=_row_number))
 
 
 def give_back(tx: Tx, rows: list[JobRow]) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, TextClause, text
 
 from chappe.core import limits
 from chappe.core.errors import Busy
-from chappe.core.leases import Decision, Outcome
+from chappe.core.leases import Decision
 from chappe.core.shapes import Shape, shape_key
 from chappe.store.catalog import Catalog, ShapeEntry
 
@@ -149,7 +149,7 @@ class Tx:
         attempt: int = 0,
         epoch: int = 0,
         at: float | None = None,
-        data: bytes | None = None,
+        data: str | None = None,
     ) -> None:
         """Append one Event; its seq is the next of the project, without gaps."""
         self.dirty = True
@@ -168,15 +168,32 @@ class Tx:
                 epoch,
                 self.now if at is None else at,
                 self.now,
-                None if data is None else data.decode(),
+                data,
             )
         )
 
     def decided(
-        self, project: int, job: int, site: int, app: str, old: str, epoch: int, decision: Decision
+        self,
+        project: int,
+        job: int,
+        site: int,
+        app: str,
+        old: str,
+        epoch: int,
+        decision: Decision,
+        outcome: str | None,
     ) -> None:
-        """The Events and counts of a decision about one Job (its row is updated by the caller)."""
+        """The Events and counts of a decision about one Job (its row is updated by the caller).
+
+        `outcome` is the decision's outcome as JSON, which the last Event shows as well.
+        """
         for step in decision.steps:
+            data = None
+            if step.outcome is not None:
+                same = outcome is not None and step.outcome is decision.outcome
+                data = f'{{"outcome":{outcome if same else to_json(step.outcome)}}}'
+            elif step.assumed:
+                data = '{"assumed":true}'
             self.event(
                 project,
                 "job",
@@ -186,7 +203,7 @@ class Tx:
                 attempt=decision.attempt,
                 epoch=epoch,
                 at=step.at,
-                data=_step_data(step.outcome, step.assumed),
+                data=data,
             )
         self.count(project, site, app, old, -1)
         self.count(project, site, app, decision.state, 1)
@@ -256,9 +273,3 @@ class Tx:
 def to_json(value: Any) -> str:
     """A value for a JSON column, or rows for json_each (None becomes SQL NULL under `->>`)."""
     return _encode(value).decode()
-
-
-def _step_data(outcome: Outcome | None, assumed: bool) -> bytes | None:
-    if outcome is not None:
-        return _encode({"outcome": outcome})
-    return b'{"assumed":true}' if assumed else None

@@ -47,7 +47,7 @@ def silence(tx: Tx, sessions: list[int]) -> None:
     if not sessions:
         return
     for id, project, site in tx.write(SILENCE, ns=to_json(sessions)):
-        tx.event(project, "session", data=to_json({"id": id, "state": "silent"}).encode())
+        tx.event(project, "session", data=to_json({"id": id, "state": "silent"}))
         tx.effects.agents.add(site)
 
 
