@@ -133,7 +133,7 @@ def test_short_ids_are_each_ones_own_and_no_longer_than_needed() -> None:
     ]
     short = short_ids([*ids, ids[0]])
     assert [short[one] for one in ids] == [
-        "0195c000-0000-7000", "0195c000-0000-7001", "0195c000-0001", "0a95c000",
+        "0195c000-0000-7000", "0195c000-0000-7001", "0195c000-0001", "0a95c000-0000",
     ]  # fmt: skip
     for one in ids:
         assert [other for other in ids if other.startswith(short[one])] == [one]

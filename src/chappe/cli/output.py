@@ -266,16 +266,17 @@ def when(at: float | None) -> str:
 
 
 def short_ids(ids: Sequence[str]) -> dict[str, str]:
-    """Each id's shortest prefix (at least 8 characters) that is its own among `ids`.
+    """Each id's shortest prefix (at least its time, 13 characters) that is its own among `ids`.
 
-    Ids begin with the time, so those of one submission share much of it.
+    Ids begin with the time in milliseconds. Less of it would be unique in this list, and ambiguous
+    among all that there is, where the prefix will be looked up.
     """
     ordered = sorted(set(ids))
     found: dict[str, str] = {}
     for i, one in enumerate(ordered):
         near = [*ordered[max(i - 1, 0) : i], *ordered[i + 1 : i + 2]]
         shared = max((_common(one, other) for other in near), default=0)
-        found[one] = one[: max(8, shared + 1)].rstrip("-")
+        found[one] = one[: max(13, shared + 1)].rstrip("-")
     return found
 
 
