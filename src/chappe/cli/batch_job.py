@@ -55,7 +55,7 @@ def ls(out: Out, site: str | None, state: str | None) -> None:
 )
 @with_output
 def new(out: Out, site: str, nodes: int, cores: int, wall_s: float | None) -> None:
-    """Ask the scheduler of a site for an allocation, in which a pilot will run jobs."""
+    """Ask a site's scheduler for an allocation, for one pilot."""
     with out.client() as client:
         made = client.admin.new_batch_job(site, nodes=nodes, cores=cores, wall_s=wall_s)
     out.one(made, out.say, f"{made.id}  {made.state}")

@@ -35,10 +35,10 @@ def command() -> None:
 )
 @click.option("--ready-file", type=_FILE, help="File to write the ready line to.")
 def start(data: Path | None, **given: Any) -> None:
-    """Start a hub in the foreground; it is ready when it says so on stdout.
+    """Start a hub in the foreground.
 
-    The first start makes a certificate, a project, your token, and ~/.config/chappe/client.json (or
-    the file that CHAPPE_CONFIG names), unless that is there.
+    It is ready when it says so on stdout. The first start makes a certificate, a project, your token,
+    and ~/.config/chappe/client.json (or the file that CHAPPE_CONFIG names), unless that is there.
     """
     try:
         from chappe.hub.main import HubOptions, default_data, run

@@ -27,12 +27,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 EPILOG = """\b
-Exit status: 0 done · 1 a job or a check failed · 2 wrong usage or input · 3 not found
-4 the hub cannot be reached · 5 refused · `run` exits as its command did.
+Exit status: 0 done · 1 a job or a check failed · 2 wrong usage or input
+3 not found · 4 the hub cannot be reached · 5 refused
+`run` exits as its command did.
 
 \b
-Environment: CHAPPE_CONFIG (the client's file), CHAPPE_KEY (the signing key), NO_COLOR.
-Completion: eval "$(_CHAPPE_COMPLETE=bash_source chappe)" (or zsh_source, fish_source)
+Environment: CHAPPE_CONFIG (the client's file), CHAPPE_KEY (the signing key),
+NO_COLOR.
+Completion: eval "$(_CHAPPE_COMPLETE=bash_source chappe)" (or zsh_source)
 """
 
 
@@ -62,7 +64,7 @@ class Root(click.Group):
 def root() -> None:
     """One control plane for simulations and analyses on many supercomputers.
 
-    Every command takes --json: one JSON document, or one object a line for lists.
+    All but `hub start` take --json: one JSON document, or one object a line for lists.
     """
 
 

@@ -141,7 +141,10 @@ def ls(out: Out) -> None:
 @click.argument("name")
 @with_output
 def rm(out: Out, name: str) -> None:
-    """Remove site NAME from the hub (not its directory); refused while it has jobs or pilots."""
+    """Remove site NAME from the hub, not its directory.
+
+    Refused while it has pilots, or jobs that have not ended.
+    """
     with out.client() as client:
         client.admin.delete_site(name)
     out.one({"name": name, "code": "removed"}, out.say, f"{name}  removed")

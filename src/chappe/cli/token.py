@@ -53,7 +53,7 @@ def new(out: Out, note: str, expires_in_s: float | None) -> None:
 @click.argument("prefix")
 @with_output
 def revoke(out: Out, prefix: str) -> None:
-    """End the token that begins with PREFIX, at once."""
+    """End a token, at once. PREFIX is what `token ls` shows of it."""
     with out.client() as client:
         client.admin.revoke_token(prefix)
     out.one({"prefix": prefix, "code": "revoked"}, out.say, f"{prefix}  revoked")

@@ -74,7 +74,13 @@ def _run(options: HubOptions) -> None:
     from chappe.store.db import open_store
 
     data = options.data.absolute()
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise Unavailable(
+            f"cannot make the directory {data}: {e.strerror}; choose another with --data",
+            field="data",
+        ) from None
     store = open_store(options.db or f"sqlite:///{data / 'hub.sqlite'}", clock=now)
     try:
         listener = _bind(options)
