@@ -10,7 +10,7 @@ import time
 import msgspec
 import pytest
 
-from chappe.core.errors import Conflict
+from chappe.core.errors import Conflict, NotFound
 from chappe.link.clock import new_id
 from chappe.link.http import HubClient
 from chappe.testing.hub import RunningHub
@@ -263,3 +263,35 @@ async def test_another_agent_is_refused_and_a_successor_is_not(shared_hub: Runni
         with pytest.raises(Conflict) as superseded:
             await agent_sync(w, wait_s=WAIT_S)
         assert superseded.value.code == "agent_superseded"
+
+
+# -- what is counted -----------------------------------------------------------------------------------
+
+
+async def test_metrics_count_what_happened(hub: RunningHub) -> None:
+    async with world(hub) as w:
+        pilot = await w.pilot()
+        await w.create(3)
+        grants = (await pilot.sync(slots=2)).grants
+        ends = [pilot.end(g) for g in grants]
+        await pilot.sync([*ends, msgspec.structs.replace(ends[0], no=99, epoch=7)], slots=0)
+        await w.user.fetch("GET", "/v1/jobs")
+        with pytest.raises(NotFound):
+            await w.user.fetch("GET", f"/v1/jobs/{new_id()}")
+        text = (await w.user.fetch("GET", "/metrics")).data.decode()
+    values = dict(re.findall(r"^(chappe_[^ ]+) (\S+)$", text, re.M))
+    for name, value in {
+        "chappe_grants_total": 2,
+        'chappe_reports_total{verdict="applied"}': 2,
+        'chappe_reports_total{verdict="stale_lease"}': 1,
+        'chappe_jobs{state="JOB_FINISHED"}': 2,
+        'chappe_jobs{state="PREPROCESSED"}': 1,
+        'chappe_sessions{state="live"}': 1,
+        'chappe_requests_total{method="POST",route="/v1/sync",status="200"}': 2,
+        'chappe_requests_total{method="GET",route="/v1/jobs/{id}",status="404"}': 1,
+        "chappe_streams": 0,
+        "chappe_writer_queue": 0,
+    }.items():
+        assert float(values[name]) == value, name
+    assert float(values["chappe_commits_total"]) > 5
+    assert float(values["chappe_request_seconds_count" + '{route="/v1/sync"}']) == 2

@@ -138,7 +138,7 @@ class Streams:
             shared = asyncio.ensure_future(
                 self._hub.read(_page, p, after, head, f, self._hub.store.incarnation)
             )
-            self._hub.metrics.events_sent.inc()
+            self._hub.metrics.stream_reads.inc()
             self._reads[key] = shared
             shared.add_done_callback(lambda done: self._read_done(key, done))
         # Shielded: a client that leaves must not cancel what others wait for.

@@ -43,7 +43,7 @@ class Metrics:
             "chappe_reports", "Reports of pilots, by verdict", ("verdict",), registry=self.registry
         )
         self._grants = Counter("chappe_grants", "Jobs granted to pilots", registry=self.registry)
-        self.events_sent = Counter(
+        self.stream_reads = Counter(
             "chappe_stream_reads", "Reads of the EventLog for streams", registry=self.registry
         )
 

@@ -1,0 +1,12 @@
+"""Every named moment at which a test may kill the Hub (link.faults): its own and the store's."""
+
+from __future__ import annotations
+
+from chappe.hub import bootstrap, http
+from chappe.store import writer
+
+CRASH_POINTS: tuple[str, ...] = (
+    *writer.CRASH_POINTS,
+    *http.CRASH_POINTS,
+    *bootstrap.CRASH_POINTS,
+)
