@@ -86,6 +86,7 @@ def test_a_failed_job_is_an_exit_status_and_can_be_retried_and_removed(place: Pl
 
 
 def test_why_and_cancel_by_filter(place: Place) -> None:
+    submit(place, "--wait")  # after this the pilot has told what it has
     first = submit(place, "--tag", "exp=why", "--name", "first", "--cores", "60000")
     second = submit(place, "--tag", "exp=why", "--name", "second", "--parent", first)
     assert "60000 cores" in place.chappe("why", first).stdout
