@@ -57,5 +57,5 @@ def test_a_damaged_file_is_named(file: Path) -> None:
 
 def test_the_default_is_in_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CHAPPE_CONFIG")
-    monkeypatch.setenv("HOME", "/home/marie")
-    assert config.config_path() == Path("/home/marie/.config/chappe/client.json")
+    monkeypatch.setenv("HOME", "/nowhere/marie")
+    assert config.config_path() == Path("/nowhere/marie/.config/chappe/client.json")
