@@ -154,7 +154,7 @@ def test_a_second_start_of_an_attempt_of_which_the_trace_is_lost_is_over(place: 
 def test_a_restarted_head_goes_on_with_its_own_claim(place: Place) -> None:
     h = place.holding()
     place.prepare(h)
-    assert place.preparer.claimed(h.job, 1)
+    assert place.preparer.claimed(h.job, 1, h.request_no)
     h.claim()
     (again,) = place.prepare(h)
     assert isinstance(again, Prepared)
@@ -163,7 +163,7 @@ def test_a_restarted_head_goes_on_with_its_own_claim(place: Place) -> None:
 def test_another_sessions_claim_is_not_ours(place: Place) -> None:
     h = place.holding()
     Ledger(place.path / "ledger").claim(h.job, 1, new_id(), 1)
-    assert not place.preparer.claimed(h.job, 1)
+    assert not place.preparer.claimed(h.job, 1, h.request_no)
     (made,) = place.prepare(h)
     assert isinstance(made, Refused)
     assert made.code == "replayed"
@@ -205,7 +205,7 @@ def test_a_full_disk_fails_one_job_with_words(
     assert isinstance(made, Failed)
     assert made.disk_full
     assert "No space left" in made.message
-    assert not place.preparer.claimed(h.job, 1)
+    assert not place.preparer.claimed(h.job, 1, h.request_no)
 
 
 def test_without_ledger_or_trust_nothing_starts_and_nothing_is_refused(place: Place) -> None:
@@ -309,4 +309,4 @@ def test_without_a_journal_nothing_starts(place: Place, monkeypatch: pytest.Monk
     assert "No space left" in done.failure
     assert done.new == []
     assert [type(o) for o in done.outcomes] == [Postponed]
-    assert not place.preparer.claimed(h.job, 1)
+    assert not place.preparer.claimed(h.job, 1, h.request_no)

@@ -131,6 +131,8 @@ def decode_spec(raw: bytes | msgspec.Raw) -> JobSpec:
         raise Invalid(f"{e}", field=_field_of(e)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise Invalid(f"the job spec is not JSON: {e}", field="spec") from None
+    except RecursionError:
+        raise Invalid("the job spec is nested too deeply", field="spec") from None
     check_spec(spec)
     return spec
 

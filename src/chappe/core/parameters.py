@@ -187,8 +187,10 @@ def _wrong(field: str, wanted: str, got: Any) -> Value:
 
 
 def _shown(got: Any) -> str:
-    """A value for a message. Python will not print an int of thousands of digits."""
+    """A value for a message. Python prints neither an int of thousands of digits nor endless nesting."""
     try:
         return f"{got!r:.80}"
     except ValueError:
         return "a number of thousands of digits"
+    except RecursionError:
+        return "something that is nested too deeply"

@@ -23,6 +23,7 @@ from chappe.link.clock import boottime
 from chappe.link.retry import NO_RETRY, RETRY, RetryPolicy, jitter_s
 from chappe.link.sse import Parser
 from chappe.link.transport import (
+    UNREADABLE,
     BadReply,
     checked_url,
     error_of,
@@ -164,7 +165,7 @@ class HubClient:
             return None
         try:
             return msgspec.json.decode(answer.data, type=reply)
-        except msgspec.DecodeError as e:
+        except UNREADABLE as e:
             raise BadReply(
                 f"{self.url}{path} answered what this version does not understand: {e}"
             ) from None
@@ -327,5 +328,5 @@ def _query(params: Params | None) -> dict[str, Any] | None:
 def _event(url: str, data: bytes) -> Event:
     try:
         return _event_decoder.decode(data)
-    except msgspec.DecodeError as e:
+    except UNREADABLE as e:
         raise BadReply(f"{url} sent an Event that this version does not understand: {e}") from None

@@ -82,6 +82,8 @@ class Recovered:
 
     def __init__(self) -> None:
         self.grants: dict[str, Grant] = {}
+        self.requests: dict[str, int] = {}
+        """Which request's answer brought each grant."""
         self.ends: dict[str, End] = {}
         self.submissions: dict[str, Submission] = {}
         self.request_no = 0
@@ -100,6 +102,7 @@ class Recovered:
                     held = self.grants.get(grant.job)
                     if held is None or held.epoch <= grant.epoch:
                         self.grants[grant.job] = grant
+                        self.requests[grant.job] = request_no
             case Ended(ends):
                 self.ends.update((end.job, end) for end in ends)
             case Settled(jobs):
@@ -116,13 +119,18 @@ class Recovered:
         grants = list(self.grants.values())
         needed = {grant.submission for grant in grants}
         submissions = [s for s in self.submissions.values() if s.id in needed]
-        yield from granted(self.answered, self.seen, grants, submissions)
+        yield from granted(self.answered, self.seen, [], submissions)
+        together: dict[int, list[Grant]] = {}
+        for grant in grants:
+            together.setdefault(self.requests[grant.job], []).append(grant)
+        for request_no, part in together.items():
+            yield from granted(request_no, self.seen, part, [])
         yield from ended(list(self.ends.values()))
 
     def _settle(self, job: str, epoch: int) -> None:
         grant = self.grants.get(job)
         if grant is not None and grant.epoch <= epoch:
-            del self.grants[job]
+            del self.grants[job], self.requests[job]
         end = self.ends.get(job)
         # An orphan's outcome is kept: nobody else has it.
         if end is not None and end.epoch <= epoch and not end.orphan:

@@ -1,7 +1,7 @@
 """The Site's ledger: one entry per start, so that no start happens twice, whoever asks for it.
 
 A claim is one file-system operation that creates `ledger/<xx>/<job>.<attempt>` or fails because it exists,
-and that already holds who claimed it: a symbolic link whose target is `session:epoch:not_after`. (A file
+and that already holds who claimed it: a symbolic link whose target is `session:epoch:not_after:request`. (A file
 made with O_CREAT|O_EXCL is as exclusive, but is empty until it is written: a process killed in between
 would leave a claim that nobody owns, and the Job could never start again. A link also takes no data block,
 and one system call instead of three.) It needs no lock, and works on NFS, Lustre and GPFS.
@@ -46,11 +46,13 @@ class Claim(StrEnum):
 
 
 class Claimant(msgspec.Struct, frozen=True):
-    """Who claimed a start, and until when the entry matters (seconds since 1970)."""
+    """Who claimed a start, until when the entry matters (seconds since 1970), and the number of the
+    Session's request whose answer brought the grant: the same grant never comes twice under one number."""
 
     session: str
     epoch: int
     not_after: float
+    request: int = 0
 
 
 class Ledger:
@@ -60,7 +62,13 @@ class Ledger:
         self._root = os.fspath(directory)
 
     def claim(
-        self, job: str, attempt: int, session: str, epoch: int, not_after: float | None = None
+        self,
+        job: str,
+        attempt: int,
+        session: str,
+        epoch: int,
+        not_after: float | None = None,
+        request: int = 0,
     ) -> Claim:
         """Claim one start. Start the Job on CLAIMED only; OURS means that this Session claimed it before
         (a pilot that was restarted), and that it may have started it.
@@ -72,7 +80,7 @@ class Ledger:
         check_id(session, "session")
         if not_after is None:
             not_after = wall_clock() + limits.NOT_AFTER_DEFAULT_S
-        target = f"{session}:{epoch}:{int(min(not_after, 1e11))}"
+        target = f"{session}:{epoch}:{int(min(not_after, 1e11))}:{request}"
         try:
             self._link(target, path)
         except FileExistsError:
@@ -124,8 +132,8 @@ class Ledger:
 
     def _owner(self, path: str) -> Claimant | None:
         try:
-            session, epoch, not_after = os.readlink(path).split(":")
-            return Claimant(session, int(epoch), float(not_after))
+            session, epoch, not_after, request = os.readlink(path).split(":")
+            return Claimant(session, int(epoch), float(not_after), int(request))
         except FileNotFoundError:
             return None
         except OSError as e:

@@ -93,7 +93,7 @@ def verify(submission: Submission) -> VerifiedSubmission:
     statement = bytes(submission.statement)
     try:
         said = _statement_decoder.decode(statement)
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise _bad(f"the statement cannot be read: {e}") from None
     if said.v != 1:
         raise _bad(f"statement version {said.v} is not known here: update this installation")

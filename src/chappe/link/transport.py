@@ -18,6 +18,8 @@ from chappe.core.errors import BY_STATUS, ChappeError, Invalid, SessionDead, Una
 from chappe.wire.events import ErrorReply
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what was expected: also bad UTF-8, and nesting without end."""
 
 
 class BadReply(ChappeError):
@@ -103,7 +105,7 @@ def error_of(url: str, status: int, data: bytes) -> ChappeError:
         return BadReply(f"{url} answered {status}, a redirection: use the address it points to")
     try:
         said = msgspec.json.decode(data, type=ErrorReply).error
-    except msgspec.DecodeError:
+    except UNREADABLE:
         what = f"{url} answered {status}, and not as a hub does: is this its address?"
         return Unavailable(what) if _passes(status) else BY_STATUS.get(status, BadReply)(what)
     if said.code == SessionDead.default_code:

@@ -23,6 +23,7 @@ from structlog.types import FilteringBoundLogger
 from chappe.core import limits
 from chappe.core.errors import ChappeError, SessionDead, Unavailable
 from chappe.core.faults import reach
+from chappe.core.ids import is_uuid7
 from chappe.core.leases import Verdict
 from chappe.link.clock import boottime, now
 from chappe.link.http import HubClient
@@ -240,7 +241,13 @@ class Head:
             self._log.warning("reports.not_applied", **odd)
 
     def _take(self, sent: Sent, reply: SyncReply) -> None:
-        new, refusals = self._holdings.granted(reply.grants, sent.sent_at, now())
+        # What is no id names no Job; and a Hub that grants without end is none of ours. What is not held
+        # is the Hub's again.
+        room = max(0, limits.HELD_PER_SESSION - len(self._holdings))
+        grants = [grant for grant in reply.grants if is_uuid7(grant.job)][:room]
+        new, refusals = self._holdings.granted(grants, sent.sent_at, now())
+        for h in new:
+            h.request_no = sent.request.request_no
         for refusal in refusals:
             self._works.report(refusal)
         if self._lifetime.draining:
@@ -252,7 +259,7 @@ class Head:
             Arrival(
                 sent.request.request_no,
                 (reply.incarnation, reply.commit_no),
-                [grant for grant in reply.grants if grant.job in kept],
+                [grant for grant in grants if grant.job in kept],
                 new,
                 reply.submissions,
             )
@@ -350,7 +357,8 @@ class Head:
 
     async def _adopt(self, recovered: Recovered, snapshot: Snapshot | None) -> None:
         """Take over what the head before us held."""
-        claimed = await self._disk(self._claimed, unclear(recovered, snapshot))
+        asked = unclear(recovered, snapshot)
+        claimed = await self._disk(self._claimed, asked, recovered.requests)
         made = plan(recovered, snapshot, claimed)
         for grant, end in made.over:
             if grant is not None:
@@ -389,13 +397,14 @@ class Head:
         for refusal in refusals:
             self._works.report(refusal)
         for h in new:
+            h.request_no = recovered.requests[h.job]
             if h.job in claimed:
                 h.claim()
         done = await self._disk(self._desk.prove_again, new, list(recovered.submissions.values()))
         self._works.resume(done)
 
-    def _claimed(self, grants: list[Grant]) -> set[str]:
-        return {g.job for g in grants if self._preparer.claimed(g.job, g.attempt)}
+    def _claimed(self, grants: list[Grant], requests: dict[str, int]) -> set[str]:
+        return {g.job for g in grants if self._preparer.claimed(g.job, g.attempt, requests[g.job])}
 
     async def _first(self, tasks: list[asyncio.Task[None]]) -> int:
         """The exit status after one of our parts ended by itself."""

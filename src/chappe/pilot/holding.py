@@ -44,7 +44,8 @@ _needs = msgspec.json.Decoder(_Needs)
 
 class Holding:
     """One grant. `ending` is why it shall not go on, "" while it shall; `slot` its room on the node;
-    `verified` what its submission was found to be; `result` the path of the file it is to leave."""
+    `verified` what its submission was found to be; `result` the path of the file it is to leave;
+    `request_no` the request whose answer brought it."""
 
     __slots__ = (
         "attempt",
@@ -62,6 +63,7 @@ class Holding:
         "parents_file",
         "phase",
         "priority",
+        "request_no",
         "result",
         "sent_at",
         "slot",
@@ -78,6 +80,7 @@ class Holding:
         self.epoch = grant.epoch
         self.attempt = grant.attempt
         self.priority = grant.priority
+        self.request_no = 0
         self.spec = bytes(grant.spec)
         self.submission = grant.submission
         self.idx = grant.idx
@@ -95,7 +98,7 @@ class Holding:
         self.wire = HeldJob(grant.job, grant.epoch)
         try:
             needs = _needs.decode(self.spec)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             needs = _Needs()  # it is refused, with words, when it is looked at before its start
         self.cores = max(1, needs.resources.cores)
         self.mem_bytes = max(0, needs.resources.mem_bytes)

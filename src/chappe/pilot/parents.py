@@ -2,7 +2,8 @@
 
 Which parents a Job has, the person who signed it said; what became of them, the Hub says. So the signed ids
 decide: what the Hub says of others is passed over, and a parent that it does not speak of is an error. Files
-are written below the Session's directory, and a parent's directory is named only if it lies below data/.
+are written below the Session's directory under ids that were checked, a result only if it is data of a kind
+that holds no code, and a parent's directory is named only if it lies below data/.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import msgspec
 
 from chappe.core import limits
 from chappe.core.errors import ChappeError, Invalid
-from chappe.core.jobs import JobSpec
+from chappe.core.jobs import decode_spec
 from chappe.link.files import below, write_atomic
 from chappe.link.http import HubClient
-from chappe.link.results import MEDIA
+from chappe.link.results import MEDIA, ResultProblem, check_bytes
 from chappe.pilot.session import Session
 from chappe.wire.jobs import ParentPage, ParentView
 
@@ -71,7 +72,10 @@ class Parents:
         Raises ParentsProblem (and other errors that are not transient): the Job must be refused; a
         transient error: it cannot be known now; OSError.
         """
-        signed = msgspec.json.decode(spec, type=JobSpec).parents
+        checked = decode_spec(spec)
+        if checked.id != job:
+            raise ParentsProblem(f"granted as {job}, but the spec is of {checked.id}")
+        signed = checked.parents
         async with self._jobs:
             views = await self._ask(job, frozenset(signed))
             missing = [parent for parent in signed if parent not in views]
@@ -115,7 +119,9 @@ class Parents:
         result = None
         if view.result_sha256 is not None:
             result = await self._fetch(directory, view, view.result_sha256)
-        return ParentEntry(view.id, view.name, view.state, view.site_name, workdir, result, view.media)
+        return ParentEntry(
+            view.id, view.name, view.state, view.site_name, workdir, result, view.media
+        )
 
     async def _fetch(self, directory: Path, view: ParentView, sha256: str) -> str:
         async with self._results:
@@ -125,7 +131,10 @@ class Parents:
                     f"the result of parent {view.id} is not what it was: sha256 differs"
                 )
             path = directory / (view.id + _SUFFIX.get(view.media or "", ".result"))
-            await self._disk(_write, path, answer.data)
+            try:
+                await self._disk(_keep, path, view.media or "", answer.data)
+            except ResultProblem as e:
+                raise ParentsProblem(f"the result of parent {view.id}: {e.message}") from e
             return str(path)
 
 
@@ -148,3 +157,9 @@ def _make(directory: Path) -> None:
 
 def _write(path: Path, data: bytes) -> None:
     write_atomic(path, data, durable=False)
+
+
+def _keep(path: Path, media: str, data: bytes) -> None:
+    """Write a result, if it is data and no code: a Job may open it carelessly."""
+    check_bytes(media, data)
+    _write(path, data)

@@ -144,16 +144,21 @@ class Preparer:
             return None
         return answer if isinstance(answer, Refused) else None
 
-    def claimed(self, job: str, attempt: int) -> bool:
-        """Whether this Session's claim for this start is in the ledger. Raises LedgerUnavailable."""
+    def claimed(self, job: str, attempt: int, request_no: int) -> bool:
+        """Whether this start was claimed for the grant that the answer to this request brought. A grant
+        that came again later is another one, whatever it says. Raises LedgerUnavailable."""
         owner = self._ledger.claimed(job, attempt)
-        return owner is not None and owner.session == self._session.session
+        return (
+            owner is not None
+            and owner.session == self._session.session
+            and owner.request == request_no
+        )
 
     def result_of(self, holding: Holding) -> str:
         """The path of the result file that a Job found running is to leave, "" for none or unknown."""
         try:
             spec = msgspec.json.decode(holding.spec, type=JobSpec)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return ""
         app = self._shelf.current().get(spec.app.name) if spec.app is not None else None
         if app is None or app.app.files.result is None:
@@ -221,7 +226,9 @@ class _Batch:
         if h.claimed:
             return Prepared(h, task)
         try:
-            claim = self._ledger.claim(h.job, h.attempt, self._session.session, h.epoch, not_after)
+            claim = self._ledger.claim(
+                h.job, h.attempt, self._session.session, h.epoch, not_after, h.request_no
+            )
         except ChappeError as e:
             return Postponed(h, e.message)
         reach("pilot.after_claim")

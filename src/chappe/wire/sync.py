@@ -11,18 +11,23 @@ disowned. Everything in `held` that the reply does not name under `unknown` or `
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from chappe.core.leases import Outcome
 from chappe.core.shapes import Capacity
 from chappe.wire.submission import Submission
 
+Number = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+"""A count. What is beyond belief is refused here: no database and no binary format would take it."""
+
 
 class HeldJob(msgspec.Struct, frozen=True, array_like=True):
     """A Job that the pilot holds; `started` once its ledger claim is written."""
 
     job: str
-    epoch: int
+    epoch: Number
     started: bool = False
 
 
@@ -30,7 +35,7 @@ class JobEpoch(msgspec.Struct, frozen=True, array_like=True):
     """A Job at one epoch."""
 
     job: str
-    epoch: int
+    epoch: Number
 
 
 class Report(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -40,10 +45,10 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     overtake its start. A refusal brings its code in `reason` and words in `outcome.message`.
     """
 
-    no: int
+    no: Number
     job: str
-    epoch: int
-    attempt: int
+    epoch: Number
+    attempt: Number
     kind: str
     at: float
     started_at: float | None = None
@@ -59,9 +64,9 @@ class SyncRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     session: str
-    request_no: int
-    answered: int
-    seen: tuple[int, int]
+    request_no: Number
+    answered: Number
+    seen: tuple[Number, Number]
     held: list[HeldJob] = []
     returned: list[JobEpoch] = []
     reports: list[Report] = []
@@ -74,7 +79,7 @@ class SyncRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 class ReportVerdict(msgspec.Struct, frozen=True, array_like=True):
     """The Hub's answer to report `no`: applied | duplicate | stale_lease | illegal | refused."""
 
-    no: int
+    no: Number
     verdict: str
 
 
@@ -82,28 +87,28 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
     """The right to run attempt `attempt` of a Job under `epoch`. The spec is the signed bytes."""
 
     job: str
-    epoch: int
-    attempt: int
+    epoch: Number
+    attempt: Number
     spec: msgspec.Raw
     submission: str | None = None
-    idx: int = 0
-    priority: int = 0
+    idx: Number = 0
+    priority: Number = 0
 
 
 class Kill(msgspec.Struct, frozen=True, array_like=True):
     """End this Job: `reason` is cancelled. A grant that was not started is simply returned."""
 
     job: str
-    epoch: int
+    epoch: Number
     reason: str
 
 
 class SyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the Hub answers. `drain` asks the pilot to return what has not started and to end."""
 
-    incarnation: int
-    commit_no: int
-    request_no: int
+    incarnation: Number
+    commit_no: Number
+    request_no: Number
     ttl_s: float
     verdicts: list[ReportVerdict] = []
     unknown: list[JobEpoch] = []
