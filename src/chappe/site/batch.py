@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import structlog
 
 from chappe.core import faults
+from chappe.core.ids import is_uuid7
 from chappe.link.clock import boottime, new_id, now
 from chappe.site import sessions
 from chappe.site.book import (
@@ -88,6 +89,10 @@ class BatchJobs:
         """Take up the Hub's orders; whether any was new. Raises SpoolFull, OSError."""
         news = False
         for order in orders:
+            if not is_uuid7(order.id):
+                # It would become a job's name at the scheduler.
+                log.error("an order with an id that is none is passed over", id=order.id[:60])
+                continue
             batch = self._book.batches.get(order.id)
             if batch is None and order.cancel:
                 # Never taken up, so never submitted: it is over before it began.
@@ -112,9 +117,16 @@ class BatchJobs:
         return bool(self._silent - before)
 
     def adopt(self, views: Iterable[BatchJobView]) -> None:
-        """Take up what the Hub says was submitted and the book does not know (it was lost)."""
+        """Take up what the Hub says was submitted and the book does not know (it was lost).
+
+        Which job of the scheduler it is, the scheduler says, asked by our name for it: a Hub that were
+        believed could have any job of this account cancelled.
+        """
         for view in views:
             if view.id in self._book.batches or view.session is None or view.state in FINAL:
+                continue
+            if not (is_uuid7(view.id) and is_uuid7(view.session)):
+                log.error("a batch job with an id that is none is passed over", id=view.id[:60])
                 continue
             log.warning("adopting a batch job that the book does not know", batch_job=view.id)
             # What looks like one of our own is counted as one: there shall not be two for it.
@@ -123,10 +135,8 @@ class BatchJobs:
                 Wanted(view.id, view.intent, view.session, kept, at=view.created_at),
                 Registered(view.id),
                 Intended(view.id),
-                *([Submitted(view.id, view.scheduler_id)] if view.scheduler_id else []),
             )
             self._wakeups.batches.set()
-            self._wakeups.watch.set()
 
     def accepted(self, reports: Iterable[BatchJobReport]) -> None:
         """The Hub has taken these reports: forget what is over."""

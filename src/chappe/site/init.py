@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from chappe.core.errors import Conflict, Invalid
+from chappe.core.ids import check_id
 from chappe.link import trust
 from chappe.link.clock import new_id
 from chappe.link.files import write_atomic
@@ -95,6 +96,9 @@ def init_site(
     paths = SitePaths.of(Path(directory))
     begun = _begin(paths, name, hub.url.rstrip("/"))
     reply = asyncio.run(_register(hub, begun))
+    if (reply.id, reply.name) != (begun.id, begun.name):
+        raise Invalid(f"the hub at {begun.url} registered another site than {name}", field="hub")
+    check_id(reply.project, "project")
     _lay_out(paths)
     write_atomic(paths.token, reply.token.encode() + b"\n", 0o600)
     trust.add(paths.trusted_keys, public_key, comment)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from chappe.core.errors import Invalid
 from chappe.core.ids import created_ms, is_uuid7
 from chappe.link.clock import now
 from chappe.link.files import write_atomic
@@ -30,16 +31,30 @@ def wall_of(config: SiteConfig, intent: BatchJobIntent) -> float | None:
 
 
 def write_session(
-    paths: SitePaths, config: SiteConfig, intent: BatchJobIntent, reply: NewSessionReply
+    paths: SitePaths,
+    config: SiteConfig,
+    intent: BatchJobIntent,
+    session: str,
+    reply: NewSessionReply,
 ) -> None:
-    """Write session.json (0600) in a directory of its own (0700). Raises OSError."""
-    directory = paths.session(reply.id)
+    """Write session.json (0600) in a directory of its own (0700).
+
+    Who this Site is, its own site.toml says: a pilot that believed the Hub about that would run what was
+    signed for another Site. Raises Invalid when the reply speaks of others, OSError.
+    """
+    if (reply.id, reply.site, reply.project) != (session, config.site.id, config.site.project):
+        raise Invalid(
+            f"the hub made session {reply.id[:60]!r} of site {reply.site[:60]!r}, project "
+            f"{reply.project[:60]!r}, and not this site's",
+            field="site",
+        )
+    directory = paths.session(session)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     pilot = config.pilot
     content = {
-        "session": reply.id,
-        "project": reply.project,
-        "site": reply.site,
+        "session": session,
+        "project": config.site.project,
+        "site": config.site.id,
         "site_name": config.site.name,
         "url": config.hub.url,
         "site_dir": str(paths.root),

@@ -128,7 +128,9 @@ class Steps:
             self._jobs.now_is(batch, Phase.FAILED, f"the hub refused it: {e.message}")
             return
         try:
-            sessions.write_session(self._paths, self._config, batch.wanted.intent, reply)
+            sessions.write_session(
+                self._paths, self._config, batch.wanted.intent, batch.session, reply
+            )
             self._write_script(batch)
         except Invalid as e:
             self._jobs.now_is(batch, Phase.FAILED, e.message)
