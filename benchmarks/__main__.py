@@ -34,6 +34,8 @@ def main(argv: list[str]) -> int:
             f"there is no group {min(unknown)!r}: {', '.join((*GROUPS, *EXTRA))}", file=sys.stderr
         )
         return 2
+    # Where it is set, each process that is started would compile every module anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory(prefix="chappe-bench-", dir=options.dir) as directory:
         bench = Bench(Path(directory), 1 if options.quick else options.rounds, options.quick)
         machine = describe(bench.directory)
