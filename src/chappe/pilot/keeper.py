@@ -36,6 +36,7 @@ FILE = "launcher.json"
 _DEATHS_MOST = 5
 _DEATHS_WITHIN_S = 600.0
 _STOP_S = 30.0
+_BASE_BYTES = 80
 
 Call = Callable[[LauncherClient], Coroutine[Any, Any, None]]
 
@@ -180,8 +181,7 @@ class Keeper:
                     return
 
     async def _begin(self) -> None:
-        private = Path(tempfile.mkdtemp(prefix="chappe-", dir=self._session.local))
-        path = private / "launcher"
+        path = _private(self._session.local) / "launcher"
         node, boot = _here()
         write_atomic(
             self._directory / FILE,
@@ -239,6 +239,13 @@ def _end_all(session: str, launcher: int) -> list[int]:
         with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
     return orphans + killed
+
+
+def _private(base: Path) -> Path:
+    """A new directory (0700) on the node, whose name leaves room for a socket's in 107 bytes."""
+    if len(os.fsencode(base)) > _BASE_BYTES:
+        base = Path("/tmp")  # noqa: S108 - mkdtemp makes a private directory
+    return Path(tempfile.mkdtemp(prefix="chappe-", dir=base))
 
 
 def _recorded(directory: Path) -> _Place | None:

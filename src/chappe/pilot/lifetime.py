@@ -53,12 +53,15 @@ class Lifetime:
         """Nothing more is to be asked for."""
         self.draining = True
 
-    def busy(self, busy: bool, now: float) -> None:
-        """Whether anything is held; idleness counts from the first time that nothing is."""
+    def busy(self, busy: bool, now: float) -> bool:
+        """Whether anything is held; idleness counts from the first time that nothing is. The answer is
+        whether `next_at` may have changed."""
+        was = self._idle_since
         if busy:
             self._idle_since = None
-        elif self._idle_since is None:
+        elif was is None:
             self._idle_since = now
+        return self._idle_since != was
 
     def left_s(self, now: float) -> float | None:
         """How long a Job that begins now may run; None for ever."""

@@ -42,12 +42,14 @@ class LogFile:
 
     debug = info = warning = error = critical = msg
 
+    def close(self) -> None:
+        """Close the file."""
+        self.stream.close()
+
     def _turn(self) -> None:
         self._path.replace(self._path.with_name(self._path.name + ".1"))
-        fresh = self._path.open("ab", buffering=0)
-        # The launcher keeps writing to the descriptor that it was given.
-        os.dup2(fresh.fileno(), self.stream.fileno(), inheritable=False)
-        fresh.close()
+        old, self.stream = self.stream, self._path.open("ab", buffering=0)
+        old.close()
         self._size = 0
 
 

@@ -79,6 +79,7 @@ class Works:
         self._worked_at = 0.0
         self._later: asyncio.TimerHandle | None = None
         self._fetching: set[asyncio.Task[None]] = set()
+        self._stale_at: float | None = None
         self._paused_until = 0.0
         self._lane_check: asyncio.TimerHandle | None = None
         self.request_no = 0
@@ -241,7 +242,10 @@ class Works:
         picked = self._holdings.pick(boottime(), _BATCH) if starting else []
         if self._holdings.returns:
             self._due()
-        self._alarm()
+        stale_at = self._holdings.stale_at()
+        if stale_at != self._stale_at:
+            self._stale_at = stale_at
+            self._alarm()
         urgent = picked or self._arrivals or len(self._settled) >= _SETTLED_MOST
         if not urgent and not (self._unwritten or self._forget):
             return None
