@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -65,3 +66,15 @@ def test_lines_are_json_with_time_and_level(out: io.StringIO) -> None:
     assert entry["level"] == "info"
     assert str(entry["at"]).endswith("Z")
     assert (entry["n"], entry["ratio"], entry["none"]) == (1, 0.5, None)
+
+
+class FullDisk(io.StringIO):
+    def write(self, _text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_that_takes_nothing_stops_nobody(out: io.StringIO) -> None:
+    """The writer's thread logs what fails on a full disk, and the log lies on that disk."""
+    logs.configure("info", FullDisk())
+    structlog.get_logger().error("a failure")
+    logging.getLogger("uvicorn").error("another")

@@ -6,7 +6,8 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any, TextIO
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
@@ -28,8 +29,25 @@ _PEM = re.compile(
 Event = MutableMapping[str, Any]
 
 
+class _Forbearing:
+    """Writes to `out`. What it does not take (a full disk, a reader that is gone) is lost: to fail for the
+    sake of a line would end the writer's thread, just when it has something to say."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._out.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._out.flush()
+
+
 def configure(level: str, out: TextIO = sys.stderr) -> None:
-    """Send the log of this process, libraries included, to `out`."""
+    """Send the log of this process, libraries included, to `out`; what that does not take is lost."""
+    out = cast("TextIO", _Forbearing(out))
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
