@@ -27,28 +27,27 @@ from chappe.core.ids import is_uuid7
 from chappe.core.leases import Verdict
 from chappe.link.clock import boottime, now
 from chappe.link.http import HubClient
-from chappe.link.journal import End, Recovered
+from chappe.link.journal import End
 from chappe.pilot import session as sessions
+from chappe.pilot.adoption import Adoption
 from chappe.pilot.contact import Contact, Sent
 from chappe.pilot.desk import Arrival, Desk
-from chappe.pilot.holding import Holding, Phase
 from chappe.pilot.holdings import Holdings
 from chappe.pilot.journal import Journal
 from chappe.pilot.keeper import Keeper
-from chappe.pilot.launch_wire import Events, Snapshot
+from chappe.pilot.launch_wire import Events
 from chappe.pilot.lifetime import Lifetime, Step
 from chappe.pilot.log import LogFile
-from chappe.pilot.outbox import Outbox, Start
+from chappe.pilot.outbox import Outbox
 from chappe.pilot.pacing import POLL_S
 from chappe.pilot.parents import Parents
 from chappe.pilot.placement import Placement
 from chappe.pilot.prepare import Preparer, base_env
-from chappe.pilot.recovery import plan, unclear
 from chappe.pilot.session import Session
 from chappe.pilot.uploads import Uploads
 from chappe.pilot.works import Works
 from chappe.wire.sites import EndSession
-from chappe.wire.sync import Grant, SyncReply, SyncRequest
+from chappe.wire.sync import SyncReply, SyncRequest
 
 CRASH_POINTS = (
     "pilot.after_grant_journal",
@@ -223,8 +222,8 @@ class Head:
         if reply.drain and not self._lifetime.draining:
             self._lifetime.drain()
             self._works.drain()
-        self._lifetime.busy(len(self._holdings) > 0, boottime())
-        self._alarm()
+        if self._lifetime.busy(len(self._holdings) > 0, boottime()) or reply.drain:
+            self._alarm()
         self._check_over()
         return bool(sent.request.reports or reply.grants)
 
@@ -346,7 +345,17 @@ class Head:
         snapshot = await self._keeper.open()
         self._answered_no, self._seen = recovered.answered, recovered.seen
         if recovered.grants or recovered.ends or snapshot is not None:
-            await self._adopt(recovered, snapshot)
+            adoption = Adoption(
+                holdings=self._holdings,
+                outbox=self._outbox,
+                works=self._works,
+                keeper=self._keeper,
+                desk=self._desk,
+                preparer=self._preparer,
+                disk=self._disk,
+                log=self._log,
+            )
+            await adoption.adopt(recovered, snapshot)
         early, self._early = self._early or [], None
         for events in early:
             self._works.hear(events)
@@ -354,57 +363,6 @@ class Head:
         if self._lifetime.draining:
             self._works.drain()
         self._works.todo()
-
-    async def _adopt(self, recovered: Recovered, snapshot: Snapshot | None) -> None:
-        """Take over what the head before us held."""
-        asked = unclear(recovered, snapshot)
-        claimed = await self._disk(self._claimed, asked, recovered.requests)
-        made = plan(recovered, snapshot, claimed)
-        for grant, end in made.over:
-            if grant is not None:
-                self._holdings.adopt(Holding(grant, -inf, 0), Phase.ENDED)
-            self._works.report(end)
-        for grant, run in made.running:
-            h = Holding(grant, -inf, 0)
-            h.result = await self._disk(self._preparer.result_of, h)
-            self._holdings.adopt(h, Phase.RUNNING, run.at, _cpus(run.pid))
-            self._outbox.add_start(Start(h.job, h.epoch, h.attempt, run.at))
-        ended = {e.key: e for e in snapshot.ended} if snapshot is not None else {}
-        for grant in (*made.handed, *made.ended):
-            h = Holding(grant, -inf, 0)
-            h.result = await self._disk(self._preparer.result_of, h)
-            self._holdings.adopt(h, Phase.HANDED)
-            if h.key in ended:
-                self._works.ended(ended[h.key], boottime())
-        for grant in made.lost:
-            h = Holding(grant, -inf, 0)
-            self._holdings.adopt(h, Phase.HANDED)
-        if made.lost:
-            self._works.lost("it ended with its head")
-        self._keeper.ack(made.strays)
-        await self._resume(made.startable, recovered, claimed)
-        self._log.info(
-            "adopted",
-            running=len(made.running),
-            ended=len(made.ended) + len(made.over),
-            lost=len(made.lost),
-            startable=len(made.startable),
-        )
-
-    async def _resume(self, grants: list[Grant], recovered: Recovered, claimed: set[str]) -> None:
-        """Let what never began wait again. It begins once the Hub has renewed it."""
-        new, refusals = self._holdings.granted(grants, -inf, now())
-        for refusal in refusals:
-            self._works.report(refusal)
-        for h in new:
-            h.request_no = recovered.requests[h.job]
-            if h.job in claimed:
-                h.claim()
-        done = await self._disk(self._desk.prove_again, new, list(recovered.submissions.values()))
-        self._works.resume(done)
-
-    def _claimed(self, grants: list[Grant], requests: dict[str, int]) -> set[str]:
-        return {g.job for g in grants if self._preparer.claimed(g.job, g.attempt, requests[g.job])}
 
     async def _first(self, tasks: list[asyncio.Task[None]]) -> int:
         """The exit status after one of our parts ended by itself."""
@@ -439,10 +397,3 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _cpus(pid: int) -> set[int]:
-    try:
-        return os.sched_getaffinity(pid)
-    except ProcessLookupError:
-        return set()

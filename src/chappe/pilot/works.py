@@ -20,6 +20,7 @@ from chappe.pilot.ends import end_of
 from chappe.pilot.holding import Holding, Phase
 from chappe.pilot.holdings import Holdings
 from chappe.pilot.keeper import Keeper
+from chappe.pilot.lanes import Lanes
 from chappe.pilot.launch_wire import Ended, Events, Key, Started, Task
 from chappe.pilot.launch_wire import Refused as NotStarted
 from chappe.pilot.lifetime import Lifetime
@@ -30,7 +31,6 @@ from chappe.pilot.uploads import Uploads
 
 _BATCH = 256
 _PAUSE_S = 5.0
-_LANE_PATIENCE_S = 0.5
 _SETTLED_MOST = 1_000
 _ACKS_MOST = 256
 _ACK_S = 1.0
@@ -81,7 +81,7 @@ class Works:
         self._fetching: set[asyncio.Task[None]] = set()
         self._stale_at: float | None = None
         self._paused_until = 0.0
-        self._lane_check: asyncio.TimerHandle | None = None
+        self._lanes = Lanes(holdings, keeper)
         self.request_no = 0
         self.contact_made = False
         """Nothing starts before the Hub has answered this process once: what its predecessor held may
@@ -119,7 +119,8 @@ class Works:
             for task in self._fetching:
                 task.cancel()
             self._uploads.cancel()
-            for timer in (self._lane_check, self._later, self._ack_timer):
+            self._lanes.cancel()
+            for timer in (self._later, self._ack_timer):
                 if timer is not None:
                     timer.cancel()
 
@@ -162,8 +163,8 @@ class Works:
         self._todo.set()
         if self._outbox:
             self._due()
-        if self._lane_check is None and self._holdings.placement.shared:
-            self._watch_lanes()
+        if self._holdings.placement.shared:
+            self._lanes.watch()
 
     def ended(self, ended: Ended, at: float) -> None:
         """A run is over; `at` is now."""
@@ -431,30 +432,6 @@ class Works:
         else:
             self._holdings.fetched(h, path)
             self._todo.set()
-
-    # --- lanes
-
-    def _watch_lanes(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._lane_check = loop.call_later(_LANE_PATIENCE_S, self._check_lanes)
-
-    def _check_lanes(self) -> None:
-        """A Job that was expected to be short and is not must not keep others waiting behind it."""
-        self._lane_check = None
-        if not self._holdings.placement.shared:
-            return
-        limit = boottime() - _LANE_PATIENCE_S
-        stuck = [
-            h.key
-            for h in self._holdings.all()
-            if h.phase is Phase.HANDED
-            and h.slot is not None
-            and h.slot.jobs > 1
-            and h.slot.turned_at < limit
-        ]
-        if stuck:
-            self._keeper.withdraw(stuck)
-        self._watch_lanes()
 
 
 def _reason(ending: str) -> Reason:
