@@ -79,6 +79,9 @@ SITES = text("""
            (SELECT COALESCE(sum(count), 0) FROM counter WHERE site = s.n AND state = 'RUNNING') AS running
     FROM site s WHERE s.project = :project AND (:site IS NULL OR s.n = :site) ORDER BY s.name""")
 
+SITE_NAMED = text("""
+    SELECT 1 FROM site WHERE project = :project AND (id = :site OR name = :site)""")
+
 APPS = text("""
     SELECT app.view, site.id FROM app JOIN site ON site.n = app.site
     WHERE site.project = :project AND (:site IS NULL OR site.id = :site OR site.name = :site)
@@ -120,12 +123,21 @@ def list_jobs(
     """A page of Jobs, newest first; the cursor is where the page before it ended."""
     if not 1 <= limit <= limits.PAGE_MAX:
         raise Invalid(f"limit must be 1 to {limits.PAGE_MAX}", field="limit")
+    _check_site(conn, p, f.site)
     query = where(sa.select(job.c.n), p.project_n, f).order_by(job.c.n.desc()).limit(limit)
     if cursor is not None:
         query = query.where(job.c.n < _number(cursor))
     ns = list(conn.execute(query).scalars())
     views = _views(conn, ns, specs=False)
     return JobPage(views, str(ns[-1]) if len(ns) == limit else None)
+
+
+def _check_site(conn: Connection, p: Principal, site: str | None) -> None:
+    """A name mistyped in a filter must not look like a Site without Jobs."""
+    if site is not None and not conn.execute(
+        SITE_NAMED, {"project": p.project_n, "site": site}
+    ).scalar():
+        raise no_such("site", site)
 
 
 def _number(cursor: str) -> int:
@@ -274,6 +286,7 @@ def get_site(conn: Connection, p: Principal, id: str, now: float) -> SiteView:
 
 def list_apps(conn: Connection, p: Principal, site: str | None) -> list[AppView]:
     """Apps, of one Site (id or name) or of all."""
+    _check_site(conn, p, site)
     rows = conn.execute(APPS, {"project": p.project_n, "site": site})
     return [
         msgspec.structs.replace(msgspec.json.decode(view, type=AppView), site=site_id)

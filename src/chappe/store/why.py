@@ -133,7 +133,7 @@ def _at_site(
         return f"{many} jobs like it are before it at {site.name}"
     free = max((c.cores for c in offers), default=0)
     if not offers:
-        return f"the pilots at {site.name} are draining"
+        return f"the pilots at {site.name} offer no room: they are starting, or draining"
     return f"it is next at {site.name}: it needs {_needs(shape, offers)}, {free} cores are free"
 
 
