@@ -54,7 +54,7 @@ class Answer(msgspec.Struct):
 class EvilHub:
     """The attacker's server. `identity` is (site, project), as the stolen database names them."""
 
-    def __init__(self, cert: Path, key: Path, port: int, identity: tuple[str, str]) -> None:
+    def __init__(self, cert: Path, key: Path, identity: tuple[str, str]) -> None:
         self.site, self.project = identity
         self.changed = threading.Condition()
         self.up = True
@@ -71,7 +71,8 @@ class EvilHub:
         self.asked: list[str] = []
         self._answers: list[tuple[str | None, Answer]] = []
         self._woken: set[str] = set()
-        self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"hub": self}))
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.url = f"https://127.0.0.1:{self._server.server_address[1]}"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(cert, key)
         self._server.socket = context.wrap_socket(
@@ -167,7 +168,7 @@ class EvilHub:
             case ("POST", ["sync"]):
                 return self._sync(msgspec.json.decode(body, type=SyncRequest))
             case ("POST", ["sync", "wake"]):
-                return self._wake()
+                self._wake()
             case ("GET", ["jobs", job, "parents"]):
                 self.asked.append(f"parents {job}")
                 return self.parents.get(job, ParentPage([]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from chappe.core.leases import Reason
 from chappe.link.clock import new_id
 from chappe.link.keys import SigningKey
 from chappe.link.signing import make_submissions
@@ -17,7 +18,8 @@ from chappe.pilot.procs import find_marked
 from chappe.site import daemon
 from chappe.site.init import HubAccess, init_site
 from chappe.site.paths import SitePaths
-from chappe.testing.hub import start_hub
+from chappe.testing.hub import RunningHub
+from chappe.wire.jobs import ParentPage, ParentView
 from chappe.wire.submission import Submission
 from chappe.wire.sync import Grant
 from tests.security.evil_hub import EvilHub
@@ -59,27 +61,27 @@ shell = '{WITNESS}; while [ ! -e "$CHAPPE_DATA/go.$CHAPPE_JOB_ID" ]; do sleep 0.
 
 
 class Victim:
-    """The Site, its trusted user `ada`, an unknown user `eve`, and the Hub that was stolen."""
+    """The Site, its trusted user `ada`, an unknown user `eve`, and the Hub that was stolen.
 
-    def __init__(self, root: Path, settings: str = "") -> None:
+    `settings` go into site.toml's `[pilot]`, `tail` to its end.
+    """
+
+    def __init__(self, root: Path, honest: RunningHub, settings: str = "", tail: str = "") -> None:
         self.ada = SigningKey(bytes(range(32)))
         self.eve = SigningKey(bytes(32))
-        with start_hub(root / "hub") as hub:
-            access = HubAccess(hub.url, hub.token, hub.ca_file)
-            made = init_site(root / "paris", "paris", access, self.ada.public_b64, "ada")
-        # The Hub's machine is in the attacker's hands from here on.
+        access = HubAccess(honest.url, honest.token, honest.ca_file)
+        made = init_site(root, f"site-{new_id()}", access, self.ada.public_b64, "ada")
         self.site, self.project = made.id, made.project
-        self.hub = EvilHub(
-            hub.data / "hub-cert.pem",
-            hub.data / "hub-key.pem",
-            int(hub.url.rsplit(":", 1)[1]),
-            (made.id, made.project),
-        )
-        self.paths = SitePaths.of(root / "paris")
+        # From here on the attacker answers, with the Hub's own certificate.
+        files = (honest.data / "hub-cert.pem", honest.data / "hub-key.pem")
+        self.hub = EvilHub(*files, (made.id, made.project))
+        self.paths = SitePaths.of(root)
         for name, text in APPS.items():
             (self.paths.apps / f"{name}.toml").write_text(text)
         config = self.paths.config.read_text()
-        self.paths.config.write_text(config.replace("[pilot]", "[pilot]\nslots = 4") + settings)
+        config = config.replace(honest.url, self.hub.url)
+        config = config.replace("[pilot]", f"[pilot]\nslots = 4\n{settings}")
+        self.paths.config.write_text(config + tail)
 
     def start(self) -> None:
         """Start the agent, and return when its pilot asks for work."""
@@ -189,3 +191,50 @@ def granted(spec: bytes, submission: Submission | None = None, **changes: Any) -
 def job_of(spec: bytes) -> str:
     """The id in a spec."""
     return str(msgspec.json.decode(spec)["id"])
+
+
+def refused(
+    victim: Victim,
+    code: str,
+    spec: bytes,
+    submission: Submission | None = None,
+    **changes: Any,
+) -> str:
+    """Grant it, and see it refused for this reason, and nothing started by it; the words it was told."""
+    before = victim.witness()
+    job = victim.run(spec, submission, **changes)
+    report = victim.hub.report(job, changes.get("epoch", 1))
+    assert (report.kind, report.reason) == ("refused", code), report
+    assert victim.witness() == before
+    assert report.outcome is not None
+    return report.outcome.message
+
+
+def not_again(victim: Victim, spec: bytes, submission: Submission, **changes: Any) -> None:
+    """Grant what ran before at this Session: it finds its own claim, and takes it for a lost start."""
+    before = victim.witness()
+    job = victim.run(spec, submission, **changes)
+    report = victim.hub.report(job, changes.get("epoch", 1))
+    assert report.outcome is not None
+    assert report.outcome.reason == Reason.LAUNCHER_LOST
+    assert "claimed its start before" in report.outcome.message
+    assert victim.witness() == before
+
+
+def works(victim: Victim, session: str | None = None) -> None:
+    """The Site is still there, and runs what Ada signed: the refusals were no accident."""
+    spec = victim.spec()
+    submission = victim.sign(spec)
+    victim.hub.grant(granted(spec, submission), [submission], session)
+    report = victim.hub.report(job_of(spec))
+    assert (report.kind, report.outcome and report.outcome.exit) == ("end", 0), report
+    assert victim.runs(job_of(spec)) == 1
+
+
+def child(victim: Victim, view: ParentView, result: bytes | None = None) -> bytes:
+    """A signed child of one parent, of which the Hub says `view`."""
+    spec = victim.spec(parents=[view.id], on_parent_failure="anyway")
+    victim.hub.parents[job_of(spec)] = ParentPage([view])
+    if result is not None:
+        victim.hub.results[view.id] = result
+    return spec

@@ -1,7 +1,7 @@
 """The Site's ledger: one entry per start, so that no start happens twice, whoever asks for it.
 
 A claim is one file-system operation that creates `ledger/<xx>/<job>.<attempt>` or fails because it exists,
-and that already holds who claimed it: a symbolic link whose target is `session:epoch:not_after:request`. (A file
+and that already holds who claimed it: a symbolic link to `session:epoch:not_after:request`. (A file
 made with O_CREAT|O_EXCL is as exclusive, but is empty until it is written: a process killed in between
 would leave a claim that nobody owns, and the Job could never start again. A link also takes no data block,
 and one system call instead of three.) It needs no lock, and works on NFS, Lustre and GPFS.
