@@ -281,7 +281,11 @@ def _reply(
 
 def _repeat(tx: Tx, session: Any, req: SyncRequest, by_id: dict[str, JobRow]) -> SyncReply:
     """The answer to a request that was applied already: its grants, from the rows."""
-    verdicts = [ReportVerdict(r.no, Verdict.DUPLICATE) for r in req.reports]
+    # A request that was overtaken by a later one may bring reports that nobody has applied: no verdict
+    # for those, or the pilot would strike them from its outbox.
+    verdicts = [
+        ReportVerdict(r.no, Verdict.DUPLICATE) for r in req.reports if r.no <= session.last_report
+    ]
     reply = _reply(tx, session, req, by_id, verdicts)
     if req.request_no == session.last_request:
         held = {(h.job, h.epoch) for h in req.held}
