@@ -38,6 +38,38 @@ def test_another_process_sees_the_claim(ledger: Ledger, tmp_path: Path) -> None:
     assert again.claim(job, 1, new_id(), 2) is Claim.TAKEN
 
 
+def test_claims_that_say_the_same_share_an_inode_and_stay_apart(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    session, jobs = new_id(), [new_id() for _ in range(600)]
+    for job in jobs:
+        assert ledger.claim(job, 1, session, 4, 5e9, request=7) is Claim.CLAIMED
+    paths = [tmp_path / "ledger" / job[-2:] / f"{job}.1" for job in jobs]
+    assert len({path.lstat().st_ino for path in paths}) == 2  # the first, and the ticket
+    assert ledger.claim(jobs[5], 1, session, 4, 5e9, request=7) is Claim.OURS
+    paths[0].unlink()
+    assert ledger.claimed(jobs[0], 1) is None
+    assert ledger.claimed(jobs[1], 1) == Claimant(session, 4, 5e9, 7)
+    assert ledger.claim(jobs[0], 1, new_id(), 1) is Claim.CLAIMED
+    for other in (new_id() for _ in range(40)):
+        assert ledger.claim(other, 1, session, 4, 5e9, request=7) is Claim.CLAIMED
+        assert ledger.claimed(other, 1) == Claimant(session, 4, 5e9, 7)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP])
+def test_without_hard_links_each_claim_is_made_anew(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("chappe.link.ledger.os.link", fail)
+    session = new_id()
+    for job in (new_id() for _ in range(20)):
+        assert ledger.claim(job, 1, session, 1, 5e9) is Claim.CLAIMED
+        assert ledger.claim(job, 1, new_id(), 1, 5e9) is Claim.TAKEN
+
+
 def test_the_entry_is_where_the_design_says(ledger: Ledger, tmp_path: Path) -> None:
     job = new_id()
     ledger.claim(job, 3, new_id(), 1)
@@ -82,6 +114,18 @@ def test_only_expired_entries_are_pruned(ledger: Ledger) -> None:
     assert ledger.prune(now=1_100_000.0) == 1
     assert ledger.claimed(old, 1) is None
     assert ledger.claim(fresh, 1, new_id(), 2) is Claim.TAKEN
+
+
+def test_tickets_are_pruned_and_made_anew(ledger: Ledger, tmp_path: Path) -> None:
+    session = new_id()
+    for _ in range(3):
+        ledger.claim(new_id(), 1, session, 1, not_after=1_000_000.0)
+    assert len(os.listdir(tmp_path / "ledger" / "tickets")) == 1
+    assert ledger.prune(now=1e9) == 3
+    assert os.listdir(tmp_path / "ledger" / "tickets") == []
+    for job in (new_id() for _ in range(3)):
+        assert ledger.claim(job, 1, session, 1, not_after=1_000_000.0) is Claim.CLAIMED
+        assert ledger.claimed(job, 1) == Claimant(session, 1, 1_000_000.0)
 
 
 def test_pruning_is_done_in_portions(ledger: Ledger) -> None:
