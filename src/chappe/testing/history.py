@@ -18,12 +18,13 @@ from chappe.wire.events import Event
 _FINAL = frozenset(str(state) for state in FINAL)
 
 #: An App's shell text that traces its run into the directory `$TRACE`. It lives for `$BEATS` beats of
-#: `$BEAT_S` seconds each. One `echo` is one append of a short line, so lines of two runs never mix.
+#: `$BEAT_S` seconds each, or until the file `$GATE` exists. One `echo` is one append of a short line, so
+#: lines of two runs never mix.
 TRACER = r"""
 say() { echo "$1 $CHAPPE_ATTEMPT $CHAPPE_EPOCH $$" >> "$TRACE/$CHAPPE_JOB_ID"; }
 say begin
 i=0
-while [ "$i" -lt "$BEATS" ]; do sleep "$BEAT_S"; say beat; i=$((i + 1)); done
+while [ "$i" -lt "$BEATS" ] && [ ! -e "$GATE" ]; do sleep "$BEAT_S"; say beat; i=$((i + 1)); done
 say end
 """
 
@@ -76,11 +77,7 @@ def check(
 
 def _gaps(events: Sequence[Event]) -> list[str]:
     """Events are in order and without gaps (promise I5)."""
-    return [
-        f"after seq {a.seq} comes {b.seq}"
-        for a, b in pairwise(events)
-        if b.seq != a.seq + 1
-    ]
+    return [f"after seq {a.seq} comes {b.seq}" for a, b in pairwise(events) if b.seq != a.seq + 1]
 
 
 def _check_events(events: Sequence[Event], state: str, *, ended: bool) -> list[str]:

@@ -33,6 +33,8 @@ class Relay:
         self._loop = asyncio.new_event_loop()
         self._connected = asyncio.Event()
         self._connected.set()
+        self._answering = asyncio.Event()
+        self._answering.set()
         self._resetting = False
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._connections: set[asyncio.Task[None]] = set()
@@ -42,13 +44,17 @@ class Relay:
         )
         self._thread.start()
 
-    def cut(self, *, reset: bool = False) -> None:
+    def cut(self, *, reset: bool = False, answers_only: bool = False) -> None:
         """Cut the network, as a pulled cable does: bytes stop, and nobody is told.
 
-        With `reset`, open and new connections are reset instead, as by a firewall that rejects.
+        With `reset`, open and new connections are reset instead, as by a firewall that rejects. With
+        `answers_only`, what is said to the hub still arrives; a reset after it loses the answers.
         """
 
         def change() -> None:
+            self._answering.clear()
+            if answers_only:
+                return
             self._connected.clear()
             self._resetting = reset
             if reset:
@@ -63,6 +69,7 @@ class Relay:
         def change() -> None:
             self._resetting = False
             self._connected.set()
+            self._answering.set()
 
         self._in_loop(change)
 
@@ -121,17 +128,19 @@ class Relay:
                 await self._connected.wait()
                 await self._loop.sock_connect(hub_end, ("127.0.0.1", self._hub_port))
                 async with asyncio.TaskGroup() as directions:
-                    directions.create_task(self._pump(site_end, hub_end))
-                    directions.create_task(self._pump(hub_end, site_end))
+                    directions.create_task(self._pump(site_end, hub_end, self._connected))
+                    directions.create_task(self._pump(hub_end, site_end, self._answering))
             except* OSError:
                 pass  # no hub, or an end is gone: the other end learns it by the reset
             else:
                 for end in (site_end, hub_end):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_IN_PEACE)
 
-    async def _pump(self, source: socket.socket, target: socket.socket) -> None:
+    async def _pump(
+        self, source: socket.socket, target: socket.socket, flowing: asyncio.Event
+    ) -> None:
         while data := await self._loop.sock_recv(source, _CHUNK_BYTES):
-            await self._connected.wait()
+            await flowing.wait()
             await self._loop.sock_sendall(target, data)
-        await self._connected.wait()
+        await flowing.wait()
         target.shutdown(socket.SHUT_WR)

@@ -1,0 +1,128 @@
+"""`kill -9` of the hub, an agent, a pilot or a launcher at each named moment, once, while 100 Jobs run.
+
+What dies is started again by whoever does that in life: the hub and the agent by their supervisor, a pilot by
+its batch script, a launcher by its pilot. Then everything must be as if nothing had happened, but for what
+really was lost: Jobs that ran in a launcher or an allocation that died get another attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from chappe.testing.cluster import Cluster, until
+from chappe.testing.hub import HubFailed, start_hub
+from chappe.testing.site import RunningSite, crash_at
+from tests.chaos.points import Point, listed, named
+
+JOBS = 90
+WITH_RESULT = 10
+FIRST_START = "chappe.hub.bootstrap"
+
+#: At which time a point kills, where the first (of the agent) or the second would be too early to hurt.
+NTH = {
+    "hub.before_commit": 8,
+    "hub.after_commit": 8,
+    "hub.after_answer": 8,
+    "hub.before_answer": 8,
+    "pilot.after_claim": 20,
+    "pilot.before_report_sync": 5,
+    "pilot.after_report_ack": 3,
+    "launcher.before_spawn": 20,
+    "launcher.after_spawn": 20,
+    "launcher.after_reap": 20,
+    "launcher.before_send": 6,
+}
+#: Starts that one death may cost a Job: none, unless what died is what the Job ran in.
+ATTEMPTS = {"hub": 1, "agent": 2, "pilot": 1, "launcher": 2}
+
+POINTS = listed()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One hub for all; each test has a Site of its own."""
+    with Cluster(tmp_path_factory.mktemp("points")) as made:
+        yield made
+
+
+@pytest.fixture
+def site(cluster: Cluster, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningSite]:
+    cluster.tend()
+    made = cluster.site(request.node.callspec.id, traces=tmp_path / "traces")
+    yield made
+    made.close()
+
+
+def test_every_point_that_is_reached_is_listed() -> None:
+    assert named() == {point.name for point in POINTS}
+    assert len(POINTS) >= 20
+
+
+def armed(point: Point, directory: Path) -> dict[str, str]:
+    nth = NTH.get(point.name, 1 if point.part == "agent" else 2)
+    return crash_at(point.name, nth, directory / "crashed")
+
+
+def points_of(*parts: str) -> pytest.MarkDecorator:
+    chosen = [p for p in POINTS if p.part in parts and p.module != FIRST_START]
+    return pytest.mark.parametrize("point", chosen, ids=[p.name for p in chosen])
+
+
+def run_jobs(cluster: Cluster, site: RunningSite, *, kill_the_allocation: bool = False) -> int:
+    """Run Jobs to their end, and judge; the highest attempt. The cluster must be tended."""
+    since = cluster.client.cursor()
+    jobs = cluster.submit(JOBS, site) + cluster.submit(WITH_RESULT, site, app="trace-result")
+    if kill_the_allocation:
+        until(lambda: cluster.ended(jobs) >= JOBS // 5, "the first ends")
+        site.kill_allocations()
+    cluster.wait(jobs)
+    views = cluster.judge(jobs, since, site.traces)
+    assert {view.state for view in views} == {"JOB_FINISHED"}, cluster.describe(jobs)
+    for job in jobs[JOBS:]:
+        assert job.result() == [job.attempt]
+    return max(job.attempt for job in jobs)
+
+
+@points_of("hub")
+def test_the_hub_dies_at(point: Point, cluster: Cluster, site: RunningSite, tmp_path: Path) -> None:
+    site.start()
+    cluster.offers(site)
+    until(lambda: cluster.heard_at(site), "a pilot asks for work")
+    with suppress(HubFailed):
+        cluster.hub.restart(armed(point, tmp_path))
+    with cluster.tended():
+        attempts = run_jobs(cluster, site)
+    assert (tmp_path / "crashed").exists(), f"{point.name} was never reached"
+    assert attempts <= ATTEMPTS["hub"]
+
+
+@points_of("agent", "pilot", "launcher")
+def test_a_part_of_a_site_dies_at(
+    point: Point, cluster: Cluster, site: RunningSite, tmp_path: Path
+) -> None:
+    site.environ = armed(point, tmp_path)
+    site.start()
+    with cluster.tended():
+        cluster.offers(site)
+        # What the agent does for the dead it does only when there are some.
+        attempts = run_jobs(cluster, site, kill_the_allocation=point.part == "agent")
+        until((tmp_path / "crashed").exists, f"{point.name} is reached")
+    assert attempts <= ATTEMPTS[point.part]
+
+
+@pytest.mark.parametrize("point", [p.name for p in POINTS if p.module == FIRST_START])
+def test_the_hub_dies_in_its_first_start_at(point: str, tmp_path: Path) -> None:
+    """Whenever that happens, the second start leaves its owner with a key that opens."""
+    data = tmp_path / "cluster" / "hub"
+    with pytest.raises(HubFailed):
+        start_hub(data, environ=crash_at(point, 1, tmp_path / "crashed"))
+    assert (tmp_path / "crashed").exists()
+    with Cluster(tmp_path / "cluster") as cluster:
+        site = cluster.site("paris")
+        site.start()
+        cluster.offers(site)
+        assert run_jobs(cluster, site) == 1

@@ -1,0 +1,91 @@
+"""An older copy of the hub's database is put back while a pilot works.
+
+What is promised: the hub notices, and begins a new incarnation. What the pilot holds stays its own, and is
+not started again. What ended after the copy was made, the copy does not know: such a Job may run a second
+time, under a higher attempt, and never beside its first run. What was submitted after it is forgotten: it
+runs to its end, and nobody is told; to submit it again is up to the user.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from chappe.core.errors import NotFound
+from chappe.sdk.sync import Job
+from chappe.testing.cluster import Cluster, until
+from chappe.testing.history import read_traces
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(tmp_path / "cluster") as made:
+        yield made
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """A consistent copy of a database that is in use."""
+    with closing(sqlite3.connect(source)) as used, closing(sqlite3.connect(target)) as copy:
+        used.backup(copy)
+
+
+def put_back(copy: Path, database: Path) -> None:
+    for old in database.parent.glob(f"{database.name}-*"):
+        old.unlink()
+    shutil.copyfile(copy, database)
+
+
+def begun(cluster: Cluster, *jobs: Job) -> bool:
+    return set(read_traces(cluster.traces)) >= {job.id for job in jobs}
+
+
+def over(cluster: Cluster, *jobs: Job) -> bool:
+    """Whether these came to their end, by their own word."""
+    traces = read_traces(cluster.traces)
+    return all(job.id in traces and traces[job.id][-1].what == "end" for job in jobs)
+
+
+def test_an_older_database_is_put_back(cluster: Cluster, tmp_path: Path) -> None:
+    site = cluster.site("paris", slots=4)
+    site.start()
+    cluster.offers(site)
+    database = cluster.hub.data / "hub.sqlite"
+    # When the copy is made four run and two wait; when it is put back one of each kind runs and the others
+    # have ended. So it is with two more, that were submitted in between.
+    copied, restored = tmp_path / "copied", tmp_path / "restored"
+    (runs,) = cluster.submit(1, site, gate=restored)
+    ended = cluster.submit(3, site, gate=copied)
+    (began,) = cluster.submit(1, site, gate=restored, priority=-1)
+    (came_and_went,) = cluster.submit(1, site, priority=-1)
+    until(lambda: all(v.state == "RUNNING" for v in cluster.views([runs, *ended])), "four run")
+    copy_database(database, tmp_path / "copy")
+    assert {v.epoch for v in cluster.views([began, came_and_went])} == {0}, (
+        "they were not granted yet"
+    )
+    (forgotten,) = cluster.submit(1, site, priority=-2)
+    (unknown,) = cluster.submit(1, site, gate=restored, priority=-2)
+    copied.touch()
+    cluster.wait([*ended, came_and_went, forgotten])
+    until(lambda: begun(cluster, began, unknown), "the others run")
+    cluster.hub.kill9()
+    put_back(tmp_path / "copy", database)
+    cluster.hub.start()
+    cluster.wait([*ended, came_and_went])
+    restored.touch()
+    known = [runs, *ended, began, came_and_went]
+    cluster.wait(known)
+    for job in (forgotten, unknown):
+        with pytest.raises(NotFound):
+            cluster.client.job(job.id)
+    until(lambda: over(cluster, unknown), "the job that the hub does not know")
+    views = {v.id: v for v in cluster.judge(known, forgotten=[forgotten, unknown])}
+    assert {view.state for view in views.values()} == {"JOB_FINISHED"}, cluster.describe(known)
+    attempts = {id: view.attempt for id, view in views.items()}
+    assert [attempts[job.id] for job in (runs, began)] == [1, 1], "the pilot held them"
+    assert [attempts[job.id] for job in (*ended, came_and_went)] == [2] * 4
+    assert cluster.client.cursor().startswith("2:"), "a new incarnation of the hub"
