@@ -494,6 +494,7 @@ async def test_a_job_shows_its_spec_to_the_pilot_too(shared_hub: RunningHub) -> 
     async with world(shared_hub) as w:
         pilot = await w.pilot()
         (id,) = await w.create(1, name="seen")
+        assert [g.job for g in (await pilot.sync()).grants] == [id]
         for client in (w.user, pilot.client):
             view = await client.request("GET", f"/v1/jobs/{id}", reply=JobView)
             assert view.spec is not None

@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from chappe.core import faults
+from chappe.core.hidden import HidesToken
 from chappe.link.files import write_atomic
 from chappe.store import tokens
 from chappe.store.db import Store
@@ -23,7 +24,7 @@ from chappe.store.tx import Tx
 CRASH_POINTS = ("hub.before_bootstrap_commit", "hub.after_bootstrap")
 
 
-class ClientConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+class ClientConfig(HidesToken, msgspec.Struct, frozen=True, omit_defaults=True):
     """The client's configuration file."""
 
     url: str

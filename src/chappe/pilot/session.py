@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from chappe.core import limits
 from chappe.core.errors import Invalid
+from chappe.core.hidden import HidesToken
 from chappe.core.ids import check_id
 from chappe.link.files import write_atomic
 
@@ -48,7 +49,7 @@ class Options(msgspec.Struct, frozen=True):
     head_grace_s: Seconds = limits.HEAD_GRACE_S
 
 
-class Session(msgspec.Struct, frozen=True):
+class Session(HidesToken, msgspec.Struct, frozen=True):
     """One allocation. Directories are absolute; `site_dir` holds apps/, trusted_keys and ledger/.
 
     The token stands here, or in `token_file`. `data_dir` is `site_dir`/data unless given; `node_local` is a

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import msgspec
 
+from chappe.core.hidden import HidesToken
 from chappe.sdk.errors import ConfigMissing, Invalid
 
 
-class Settings(msgspec.Struct, frozen=True, omit_defaults=True):
+class Settings(HidesToken, msgspec.Struct, frozen=True, omit_defaults=True):
     """How to reach a Hub. `ca_file` is the certificate to trust (PEM), None for the system's.
 
     `key` is the file of the Ed25519 key that signs submissions, None for `$CHAPPE_KEY` or
@@ -27,7 +28,7 @@ class Settings(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str | None = None
 
 
-class _File(msgspec.Struct, frozen=True):
+class _File(HidesToken, msgspec.Struct, frozen=True):
     url: str | None = None
     token: str | None = None
     project: str | None = None

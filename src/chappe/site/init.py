@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from chappe.core.errors import Conflict, Invalid
+from chappe.core.hidden import HidesToken
 from chappe.core.ids import check_id
 from chappe.link import trust
 from chappe.link.clock import new_id
@@ -56,7 +57,7 @@ class DirectoryInUse(Conflict):
     default_code = "directory_in_use"
 
 
-class HubAccess(msgspec.Struct, frozen=True):
+class HubAccess(HidesToken, msgspec.Struct, frozen=True):
     """How the user reaches the Hub: address, user's token, certificate authority (PEM file) or None."""
 
     url: str
@@ -120,7 +121,7 @@ def init_site(
 
 def _begin(paths: SitePaths, name: str, url: str) -> _Begun:
     """Take the directory, and fix the Site's id. Raises DirectoryInUse."""
-    paths.root.mkdir(parents=True, exist_ok=True)
+    paths.root.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
         begun = msgspec.json.decode(paths.init_record.read_bytes(), type=_Begun)
     except (FileNotFoundError, msgspec.DecodeError):
@@ -152,8 +153,9 @@ async def _register(hub: HubAccess, begun: _Begun) -> NewSiteReply:
 
 
 def _lay_out(paths: SitePaths) -> None:
+    # Whatever the umask: who could write here would decide what runs.
     for path in (paths.apps, paths.data, paths.logs, paths.ledger):
-        path.mkdir(exist_ok=True)
+        path.mkdir(mode=0o755, exist_ok=True)
     for path in (paths.secrets, paths.sessions, paths.outbox):
         path.mkdir(mode=0o700, exist_ok=True)
         path.chmod(0o700)

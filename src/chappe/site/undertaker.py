@@ -21,6 +21,7 @@ import structlog
 
 from chappe.core import faults, limits
 from chappe.core.errors import ChappeError, Conflict, Invalid, NotFound, Unauthenticated
+from chappe.core.hidden import HidesToken
 from chappe.link import journal
 from chappe.link.clock import boottime
 from chappe.link.http import HubClient
@@ -40,7 +41,7 @@ FIRST_DELAY_S = 1.0
 MOST_DELAY_S = 60.0
 
 
-class _Token(msgspec.Struct, frozen=True):
+class _Token(HidesToken, msgspec.Struct, frozen=True):
     """The part of session.json that matters here."""
 
     token: str

@@ -88,6 +88,8 @@ def open_store(url: str, *, clock: Callable[[], float]) -> Store:
     refuse_network_file_system(path.parent)
     lock = _lock(path)
     try:
+        # Nobody else's to read, whatever the umask; SQLite gives its side files the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         migrate(path)
         engine = _engine(path, writes=True)
         readers = _engine(path, writes=False)

@@ -49,6 +49,14 @@ JOB_VIEWS = text("""
 
 JOB_N = text("SELECT n FROM job WHERE project = :project AND id = :id AND phase <> 'deleted'")
 
+#: The same for a pilot: a Job that it holds, or a parent of one. (What it holds is looked through, which is
+#: bounded; a parent may have any number of children.)
+PILOTS_JOB_N = text("""
+    SELECT j.n FROM job j WHERE j.project = :project AND j.id = :id AND j.phase <> 'deleted'
+        AND (j.session = :session OR EXISTS (
+            SELECT 1 FROM job c CROSS JOIN edge e ON e.parent = j.n AND e.child = c.n
+            WHERE c.session = :session))""")
+
 PARENTS = text("""
     SELECT e.pos, p.id, p.name, p.state, site.id AS site, site.name AS site_name,
            p.app, p.attempt, p.epoch, p.spec, p.phase,
@@ -134,9 +142,10 @@ def list_jobs(
 
 def _check_site(conn: Connection, p: Principal, site: str | None) -> None:
     """A name mistyped in a filter must not look like a Site without Jobs."""
-    if site is not None and not conn.execute(
-        SITE_NAMED, {"project": p.project_n, "site": site}
-    ).scalar():
+    if (
+        site is not None
+        and not conn.execute(SITE_NAMED, {"project": p.project_n, "site": site}).scalar()
+    ):
         raise no_such("site", site)
 
 
@@ -147,13 +156,14 @@ def _number(cursor: str) -> int:
 
 
 def get_job(conn: Connection, p: Principal, id: str) -> JobView:
-    """One Job, with its spec. A pilot sees the Jobs of its project: it needs its Jobs' parents."""
+    """One Job, with its spec."""
     return _views(conn, [job_n(conn, p, id)], specs=True)[0]
 
 
 def job_n(conn: Connection, p: Principal, id: str) -> int:
-    """The row number of a Job that is not deleted."""
-    n = conn.execute(JOB_N, {"project": p.project_n, "id": id}).scalar()
+    """The row number of a Job that is not deleted. A pilot finds what it holds, and the parents of that."""
+    found = JOB_N if p.scope != "session" else PILOTS_JOB_N
+    n = conn.execute(found, {"project": p.project_n, "id": id, "session": p.session_n}).scalar()
     if n is None:
         raise no_such("job", id)
     return int(n)
@@ -285,9 +295,10 @@ def get_site(conn: Connection, p: Principal, id: str, now: float) -> SiteView:
 
 
 def list_apps(conn: Connection, p: Principal, site: str | None) -> list[AppView]:
-    """Apps, of one Site (id or name) or of all."""
-    _check_site(conn, p, site)
-    rows = conn.execute(APPS, {"project": p.project_n, "site": site})
+    """Apps, of one Site (id or name) or of all; a Site's or pilot's token sees its own Site's."""
+    own = site if p.scope == "user" else p.site_id
+    _check_site(conn, p, own)
+    rows = conn.execute(APPS, {"project": p.project_n, "site": own})
     return [
         msgspec.structs.replace(msgspec.json.decode(view, type=AppView), site=site_id)
         for view, site_id in rows

@@ -53,7 +53,7 @@ PUT_RESULT = text("""
 def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
     """One sync of a pilot. Raises SessionDead when its Session was proven dead."""
     session = _session(tx, p, req)
-    _check_bounds(req)
+    _check_bounds(tx, req)
     if req.seen > (tx.catalog.incarnation, tx.catalog.commit_no):
         # It was shown a later past than ours: this store is an older copy. Begin a new incarnation.
         tx.renumber(max(req.seen[0], tx.catalog.incarnation) + 1)
@@ -115,7 +115,7 @@ def _session(tx: Tx, p: Principal, req: SyncRequest) -> Any:
     return session
 
 
-def _check_bounds(req: SyncRequest) -> None:
+def _check_bounds(tx: Tx, req: SyncRequest) -> None:
     for name, have, most in (
         ("reports", len(req.reports), limits.REPORTS_PER_SYNC),
         ("held", len(req.held), limits.HELD_PER_SESSION),
@@ -124,6 +124,9 @@ def _check_bounds(req: SyncRequest) -> None:
     ):
         if have > most:
             raise TooLarge(f"{have} {name} in one sync, the limit is {most}", field=name)
+    if not 0 <= req.seen[0] <= tx.catalog.incarnation + limits.INCARNATIONS_AHEAD:
+        # No backup is so old; a pilot that says so would leave no numbers for those to come.
+        raise Invalid(f"incarnation {req.seen[0]} is none that a hub ever had", field="seen")
 
 
 def _apply_reports(

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from chappe.core.hidden import HidesToken
 from chappe.core.parameters import Parameter
 from chappe.core.shapes import Capacity
 
@@ -17,7 +18,7 @@ class NewSite(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     name: str
 
 
-class NewSiteReply(msgspec.Struct, frozen=True):
+class NewSiteReply(HidesToken, msgspec.Struct, frozen=True):
     """The Site's id and its own token, shown this once."""
 
     id: str
@@ -157,7 +158,7 @@ class NewSession(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
     batch_job: str
 
 
-class NewSessionReply(msgspec.Struct, frozen=True):
+class NewSessionReply(HidesToken, msgspec.Struct, frozen=True):
     """The Session's token, shown this once."""
 
     id: str
@@ -189,7 +190,7 @@ class NewToken(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     expires_in_s: float | None = None
 
 
-class TokenView(msgspec.Struct, frozen=True, omit_defaults=True):
+class TokenView(HidesToken, msgspec.Struct, frozen=True, omit_defaults=True):
     """A token without its secret; `token` is filled only in the reply that made it."""
 
     prefix: str
