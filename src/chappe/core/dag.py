@@ -8,6 +8,9 @@ from chappe.core.errors import Invalid
 from chappe.core.jobs import ParentPolicy
 from chappe.core.states import State
 
+#: So many Jobs are named at each end of a long circle.
+_SHOWN = 5
+
 
 def check_acyclic(parents: Mapping[str, Sequence[str]]) -> None:
     """Raise Invalid naming one cycle if the graph `job → its parents` has any.
@@ -30,7 +33,7 @@ def check_acyclic(parents: Mapping[str, Sequence[str]]) -> None:
                 ready.append(child)
     if waiting:
         raise Invalid(
-            "the jobs depend on each other in a circle: " + " → ".join(_a_cycle(parents, waiting)),
+            "the jobs depend on each other in a circle: " + _shown(_a_cycle(parents, waiting)),
             field="parents",
             code="cycle",
         )
@@ -45,6 +48,14 @@ def _a_cycle(parents: Mapping[str, Sequence[str]], among: Mapping[str, int]) -> 
         path.append(job)
         job = next(p for p in parents[job] if p in among)
     return [*path[seen[job] :], job]
+
+
+def _shown(cycle: list[str]) -> str:
+    """A circle for a message: a long one without its middle, for it may hold a request's 10 000 Jobs."""
+    if len(cycle) > 2 * _SHOWN:
+        left_out = f"({len(cycle) - 2 * _SHOWN} more)"
+        cycle = [*cycle[:_SHOWN], left_out, *cycle[-_SHOWN:]]
+    return " → ".join(cycle)
 
 
 def after_parents(policy: ParentPolicy, total: int, succeeded: int) -> State:

@@ -70,9 +70,12 @@ def compile_validator(schema: Schema) -> Validator:
         name: checks[name](_default(name, p)) for name, p in schema.items() if not p.required
     }
     required = [name for name, p in schema.items() if p.required]
+    lists = [(name, value) for name, value in defaults.items() if isinstance(value, list)]
 
     def validate(given: dict[str, Any]) -> dict[str, Value]:
         out = dict(defaults)
+        for name, value in lists:
+            out[name] = list(value)  # or one Job's change of it would be every other's default
         for name, value in given.items():
             check = checks.get(name)
             if check is None:
