@@ -6,6 +6,7 @@ one client.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
@@ -232,9 +233,17 @@ class Client:
         """
         some = list(jobs)
         with Progress(len(set(some)), shown=progress) as bar:
-            for job in self.as_completed(some, timeout_s):
-                bar.ended(job.phase)
+            self._run(self._learn_ends({job.id: job for job in some}, timeout_s, bar))
         return some
+
+    async def _learn_ends(
+        self, jobs: dict[str, Job], timeout_s: float | None, bar: Progress
+    ) -> None:
+        """All of a wait on the client's loop: handing over each end by itself costs 60 µs."""
+        async with contextlib.aclosing(self._engine.watch(list(jobs), timeout_s)) as ends:
+            async for ended in ends:
+                jobs[ended.id]._learn(ended)
+                bar.ended(ended.phase)
 
     def cancel(self, **where: Unpack[Where]) -> dict[str, int]:
         """Cancel all Jobs that match (at least one condition); returns how many of each verdict."""
