@@ -48,7 +48,7 @@ def start(directory: Path | str, foreground: bool = False) -> AgentStatus:
     argv = [sys.executable, "-P", "-m", "chappe.site", "--dir", str(paths.root)]
     argv += ["--ready-fd", str(write_end), *(["--log-stderr"] if foreground else [])]
     try:
-        with (paths.logs / _OUT).open("wb") as out:
+        with open(paths.logs / _OUT, "wb", opener=_private) as out:
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -91,6 +91,10 @@ def status(directory: Path | str) -> AgentStatus:
     """What is known of the agent of `directory`."""
     paths = SitePaths.of(Path(directory))
     return agent_status.describe(paths.root, agent_status.read(paths.pid_file))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _terminate(found: agent_status.PidFile) -> None:

@@ -49,6 +49,7 @@ def main(argv: list[str]) -> int:
 
     try:
         arm_from_env()
+        os.umask(0o077)  # what an agent writes is its owner's business
         paths = SitePaths.of(args.dir)
         paths.logs.mkdir(exist_ok=True)
         agent_log.configure(paths.logs / LOG_FILE, also_stderr=args.log_stderr)
