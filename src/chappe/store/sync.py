@@ -14,11 +14,12 @@ from sqlalchemy import text
 from chappe.core import leases, limits
 from chappe.core.errors import Conflict, Invalid, SessionDead, TooLarge
 from chappe.core.leases import Decision, Outcome, Reason, Verdict
-from chappe.core.states import LEASED, RUNNABLE, State
+from chappe.core.states import RUNNABLE, State
 from chappe.store.acquire import acquire_grants, fill_grants
 from chappe.store.changes import Change, apply, release
 from chappe.store.jobrow import JobRow
 from chappe.store.principal import Principal
+from chappe.store.reconcile import reconcile
 from chappe.store.rows import BY_ID, SESSION, to_rows
 from chappe.store.tx import Tx, to_json
 from chappe.wire.sync import (
@@ -34,10 +35,6 @@ HEARD = text("""
     UPDATE session SET state = 'live', last_request = :last_request, last_report = :last_report,
         heard_at = :now, hard_end_at = :hard_end_at, capacity = :capacity, incarnation = :incarnation
     WHERE n = :n""")
-
-ADOPT = text("""
-    UPDATE job SET session = :session, site = :site, epoch = v.value->>1, granted_request = 0,
-        not_before = NULL FROM json_each(:rows) v WHERE job.n = v.value->>0""")
 
 RESULT = text("SELECT sha256 FROM result WHERE job = :job AND epoch = :epoch")
 
@@ -61,7 +58,7 @@ def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
     if req.request_no <= session.last_request:
         return _repeat(tx, session, req, by_id)
     if session.incarnation != tx.catalog.incarnation:
-        _reconcile(tx, p, session, req, by_id)
+        reconcile(tx, p, session.n, req, by_id)
     verdicts, last_report = _apply_reports(tx, session.last_report, req, by_id)
     _take_back(tx, req, by_id)
     tx.write(
@@ -301,59 +298,3 @@ def _repeat(tx: Tx, session: Any, req: SyncRequest, by_id: dict[str, JobRow]) ->
         ]
         fill_grants(tx, again, req, reply)
     return reply
-
-
-def _reconcile(
-    tx: Tx, p: Principal, session: Any, req: SyncRequest, mine: dict[str, JobRow]
-) -> None:
-    """After a restore: what the pilot holds is the truth about its Jobs.
-
-    Held Jobs that the older rows think free are adopted at the higher epoch. Jobs that the rows think
-    started here, and that it neither holds nor reports, ended in a past that was lost.
-    """
-    reported = {r.job for r in req.reports}
-    found = to_rows(tx, tx.read(BY_ID, project=p.project_n, ids=to_json([h.job for h in req.held])))
-    by_id = {row.id: row for row in found}
-    adopt: list[tuple[int, int]] = []
-    started: list[Change] = []
-    for h in {h.job: h for h in req.held}.values():
-        row = by_id.get(h.job)
-        if row is None or row.deleted or row.state not in LEASED or row.epoch > h.epoch:
-            continue
-        if row.session not in (None, session.n):
-            continue
-        if p.site_id not in tx.catalog.shapes[row.shape].shape.sites:
-            continue
-        if row.waits:
-            tx.waiting(row.shape, -1)
-        adopt.append((row.n, h.epoch))
-        row.session, row.epoch, row.not_before, row.granted_request = session.n, h.epoch, None, 0
-        if row.site != p.site_n:
-            tx.count(row.project, row.site or 0, row.app or "", row.state, -1)
-            tx.count(row.project, p.site_n or 0, row.app or "", row.state, 1)
-            row.site = p.site_n
-        if h.started and row.state in RUNNABLE and h.job not in reported:
-            step = leases.Step(row.state, State.RUNNING, tx.now, assumed=True)
-            started.append(
-                Change(row, Decision(State.RUNNING, row.attempt + 1, (step,), release=False))
-            )
-        mine[h.job] = row
-    if adopt:
-        tx.write(ADOPT, rows=to_json(adopt), session=session.n, site=p.site_n)
-    apply(tx, started)
-    held = {h.job for h in req.held}
-    lost = [
-        row
-        for row in mine.values()
-        if row.state is State.RUNNING and row.id not in held and row.id not in reported
-    ]
-    apply(
-        tx,
-        [
-            Change(
-                row,
-                leases.death(row.held(), Reason.SESSION_DEAD, tx.now, "outcome lost by a restore"),
-            )
-            for row in lost
-        ],
-    )
