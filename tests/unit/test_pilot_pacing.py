@@ -11,6 +11,7 @@ from chappe.pilot.pacing import (
     GAP_MAX_S,
     GAP_MIN_S,
     HASTE_MAX_S,
+    MANY,
     PREFETCH_MOST,
     RETRY_MAX_S,
     Estimate,
@@ -28,6 +29,14 @@ def test_reports_gather_for_four_times_what_the_hub_takes() -> None:
     assert pacer.next_at == 100.0 + GAP_MIN_S
     pacer.answered(100.0, 105.0, 5.0, busy=True)
     assert pacer.next_at == 100.0 + GAP_MAX_S
+
+
+def test_a_stream_of_short_jobs_gathers_for_longer() -> None:
+    pacer = Pacer()
+    pacer.answered(100.0, 100.02, 0.02, busy=True, reports=MANY)
+    assert pacer.next_at == 100.2
+    pacer.answered(101.0, 101.02, 0.02, busy=True, reports=MANY - 1)
+    assert pacer.next_at == 101.08
 
 
 def test_after_quiet_the_first_report_goes_at_once() -> None:

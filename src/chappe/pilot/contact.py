@@ -141,7 +141,8 @@ class Contact:
         if wait_s == 0:
             self._took_s = now - began
         busy = self._answered(sent, reply)
-        self._quiet_until = self._pacer.answered(began, now, self._took_s, busy)
+        reports = len(sent.request.reports)
+        self._quiet_until = self._pacer.answered(began, now, self._took_s, busy, reports)
 
     async def _recover(self, sent: Sent, error: ChappeError) -> bool:
         """After a failure: whether the same request is to be sent again."""
