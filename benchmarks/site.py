@@ -45,7 +45,7 @@ class Pids(NamedTuple):
 
 
 class Site:
-    """A running Site with one pilot of two slots. Stopped with `stop`, whatever happened."""
+    """A Site with one pilot of two slots. After `start`, stop it with `stop`, whatever happened."""
 
     def __init__(self, hub: HubProcess, directory: Path, client: chappe.Client) -> None:
         self.directory = directory
@@ -55,6 +55,11 @@ class Site:
             "CHAPPE_CONFIG": str(hub.running.client_config),
             "CHAPPE_KEY": str(hub.key_file),
         }
+        self.agent, self.session, self.pids = 0, "", Pids(0, 0, [])
+
+    def start(self) -> None:
+        """Make the Site, and return when its pilot offers its slots."""
+        directory = self.directory
         self._chappe("site", "init", str(directory), "--name", NAME)
         for name, text in APPS.items():
             (directory / "apps" / f"{name}.toml").write_text(
@@ -86,9 +91,11 @@ class Site:
         return sum(pss_bytes(pid) for pid in (*self.pids[:2], *self.pids.shell))
 
     def stop(self) -> None:
-        """End the agent, then all that carries the Session's mark."""
-        self._chappe("site", "stop", str(self.directory))
-        kill_all(marked("CHAPPE_SESSION", self.session))
+        """End the agent if it runs, then all that carries the mark of a Session of this Site."""
+        if (self.directory / "site.toml").exists():
+            self._chappe("site", "stop", str(self.directory))
+        for session in self.directory.glob("sessions/*"):
+            kill_all(marked("CHAPPE_SESSION", session.name))
 
     def _chappe(self, *arguments: str) -> bytes:
         done = subprocess.run(
@@ -134,13 +141,9 @@ class Site:
 @contextmanager
 def site(hub: HubProcess, directory: Path, client: chappe.Client) -> Iterator[Site]:
     """A Site that is stopped at the end, also when its start failed half-way."""
-    running = None
+    running = Site(hub, directory, client)
     try:
-        running = Site(hub, directory, client)
+        running.start()
         yield running
     finally:
-        if running is not None:
-            running.stop()
-        else:
-            for sessions in directory.glob("sessions/*"):
-                kill_all(marked("CHAPPE_SESSION", sessions.name))
+        running.stop()
