@@ -19,7 +19,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/sync/wake", PILOT, sync.wake),
     # jobs
     Route("POST", "/v1/jobs", USER, jobs.create, (409, 410)),
-    Route("GET", "/v1/jobs", USER, jobs.index),
+    Route("GET", "/v1/jobs", USER, jobs.index, (404,)),
     Route("POST", "/v1/jobs/query", USER, jobs.query),
     Route("GET", "/v1/jobs/counts", USER, jobs.counts),
     Route("POST", "/v1/jobs/cancel", USER, jobs.cancel),
@@ -47,7 +47,7 @@ ROUTES: tuple[Route, ...] = (
     Route("PUT", "/v1/sites/{id}/apps", SITE, sites.publish_apps),
     Route("POST", "/v1/sites/{id}/agent", SITE, sites.hello, (409,), limit_bytes=SMALL),
     Route("POST", "/v1/sites/{id}/sync", SITE, sites.sync, (409,)),
-    Route("GET", "/v1/apps", ANYBODY, sites.apps),
+    Route("GET", "/v1/apps", ANYBODY, sites.apps, (404,)),
     # allocations
     Route("GET", "/v1/batch-jobs", USER | SITE, batch.index),
     Route("POST", "/v1/batch-jobs", USER | SITE, batch.create, (409,), limit_bytes=SMALL),
