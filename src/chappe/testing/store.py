@@ -131,6 +131,7 @@ class StoreRig:
             path.write_bytes(_empty_database())
         #: How often the store was opened: what belongs to one opening is keyed by it.
         self.openings = 0
+        self._spy: sqlite3.Connection | None = None
         self.store = self._open()
         made = self.do(tokens.bootstrap)
         if made is None:
@@ -157,11 +158,14 @@ class StoreRig:
 
     def close(self) -> None:
         """Close the store."""
+        if self._spy is not None:
+            self._spy.close()
+            self._spy = None
         self.store.close()
 
     def restart(self) -> None:
         """Close and open again, as a Hub that was stopped and started."""
-        self.store.close()
+        self.close()
         self.store = self._open()
 
     def backup(self) -> bytes:
@@ -177,7 +181,7 @@ class StoreRig:
 
     def put_back(self, backup: bytes) -> None:
         """Stop, put an older copy in the database's place by hand, start: nobody tells the Hub."""
-        self.store.close()
+        self.close()
         for suffix in ("-wal", "-shm"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
         self.path.write_bytes(backup)
@@ -193,9 +197,10 @@ class StoreRig:
 
     def sql(self, query: str, *args: Any) -> list[Any]:
         """Rows, read behind the store's back."""
-        with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as conn:
-            conn.row_factory = sqlite3.Row
-            return conn.execute(query, args).fetchall()
+        if self._spy is None:
+            self._spy = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
+            self._spy.row_factory = sqlite3.Row
+        return self._spy.execute(query, args).fetchall()
 
     def whoami(self, token: str) -> Principal:
         """The Principal of a token. LookupError when it is unknown, as after a restore."""
