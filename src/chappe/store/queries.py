@@ -87,8 +87,9 @@ SITES = text("""
            (SELECT COALESCE(sum(count), 0) FROM counter WHERE site = s.n AND state = 'RUNNING') AS running
     FROM site s WHERE s.project = :project AND (:site IS NULL OR s.n = :site) ORDER BY s.name""")
 
-SITE_NAMED = text("""
-    SELECT 1 FROM site WHERE project = :project AND (id = :site OR name = :site)""")
+SITES_NAMED = text("""
+    SELECT name, (id = :site OR name = :site) AS wanted FROM site WHERE project = :project
+    ORDER BY wanted DESC, name LIMIT 20""")
 
 APPS = text("""
     SELECT app.view, site.id FROM app JOIN site ON site.n = app.site
@@ -142,11 +143,12 @@ def list_jobs(
 
 def _check_site(conn: Connection, p: Principal, site: str | None) -> None:
     """A name mistyped in a filter must not look like a Site without Jobs."""
-    if (
-        site is not None
-        and not conn.execute(SITE_NAMED, {"project": p.project_n, "site": site}).scalar()
-    ):
-        raise no_such("site", site)
+    if site is None:
+        return
+    known = conn.execute(SITES_NAMED, {"project": p.project_n, "site": site}).fetchall()
+    if not any(row.wanted for row in known):
+        names = ", ".join(row.name for row in known) or "none"
+        raise NotFound(f"there is no site {site[:60]!r} (there are: {names})", field="site")
 
 
 def _number(cursor: str) -> int:
