@@ -35,7 +35,7 @@ from chappe.core.ids import uuid7
 from chappe.core.jobs import AppRef, Envelope, JobSpec
 from chappe.core.leases import Outcome, Reason
 from chappe.core.shapes import Capacity
-from chappe.store import acts, create, prepare, migrate, principal, queries, sites, sync, tokens
+from chappe.store import acts, create, migrate, prepare, principal, queries, sites, sync, tokens
 from chappe.store.db import Store, open_store
 from chappe.store.principal import Principal
 from chappe.testing.clock import FakeClock
