@@ -13,7 +13,7 @@ from starlette.routing import Route as StarletteRoute
 import chappe
 from chappe.core.errors import ChappeError, NotFound
 from chappe.hub import openapi
-from chappe.hub.http import Endpoint, error_content
+from chappe.hub.http import Endpoint, closing, error_content, has_body
 from chappe.hub.state import Hub
 from chappe.hub.table import ROUTES
 
@@ -62,4 +62,6 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     else:
         answer = NotFound("there is nothing at this address")
     content = error_content(answer, "other")
-    return Response(content.body, content.status, media_type=content.media)
+    if has_body(request.scope):
+        content = closing(content)
+    return Response(content.body, content.status, content.headers, content.media)

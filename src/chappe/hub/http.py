@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -56,6 +57,8 @@ class Endpoint:
             answer = await self._route.handler(call)
         except Exception as error:  # noqa: BLE001 - the last line: nothing leaves without an answer
             answer = error_content(error, self._route.path)
+            if not held.whole and has_body(scope):
+                answer = closing(answer)
         finally:
             held.release()
         if isinstance(answer, Stream):
@@ -105,14 +108,15 @@ class Endpoint:
 
 
 class _Held:
-    """The bytes of one body, while they count against what the Hub holds at once."""
+    """The bytes of one body, while they count against what the Hub holds at once; `whole` once all came."""
 
-    __slots__ = ("_hub", "most", "size")
+    __slots__ = ("_hub", "most", "size", "whole")
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self.size = 0
         self.most = 0
+        self.whole = False
 
     def add(self, size: int) -> None:
         """Take `size` more bytes, or raise Busy."""
@@ -145,6 +149,7 @@ async def _read_body(headers: dict[str, str], receive: Receive, limit: int, held
             held.add(len(chunk))
             chunks.append(chunk)
         if not message.get("more_body", False):
+            held.whole = True
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -173,6 +178,18 @@ def error_content(error: Exception, where: str) -> Content:
         status = 500
         body = ErrorBody("internal", f"the hub failed; its log has the reason under {id}")
     return Content(_encode(ErrorReply(body)), JSON, status, headers)
+
+
+def has_body(scope: Scope) -> bool:
+    """Whether the client announced a body."""
+    names = {b"content-length", b"transfer-encoding"}
+    return any(name in names and value != b"0" for name, value in scope["headers"])
+
+
+def closing(content: Content) -> Content:
+    """The same answer, after which the connection ends: else the server would go on to take in a body
+    that nobody wants, as long as the client likes to send it."""
+    return replace(content, headers={**content.headers, "connection": "close"})
 
 
 async def send_content(content: Content, send: Send) -> None:

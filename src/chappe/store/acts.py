@@ -19,7 +19,7 @@ from chappe.core.states import FINAL, State
 from chappe.store.changes import Change, apply, settle_deleted
 from chappe.store.create import insert_submissions
 from chappe.store.jobrow import JobRow
-from chappe.store.prepare import PreparedSubmission, check_hash, prepare_submission
+from chappe.store.prepare import PreparedSubmission, check_hash, prepare_submissions
 from chappe.store.principal import Principal
 from chappe.store.rows import rows_by_id, rows_by_n
 from chappe.store.select import where
@@ -104,7 +104,7 @@ def cancel(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
 
 def retry(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
     """Reopen Jobs that failed or were cancelled, under their signature or a new one."""
-    prepared = [prepare_submission(s, p, tx.now) for s in act.submissions]
+    prepared = prepare_submissions(act.submissions, len(act.signed), p, tx.now)
     return _act(tx, p, act, after, lambda rows: _retry(tx, p, act, prepared, rows))
 
 
