@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import QueuePool
 
 from chappe.core.errors import Invalid, Unavailable
@@ -80,10 +81,7 @@ def open_store(url: str, *, clock: Callable[[], float]) -> Store:
 
     Raises Invalid for other URLs, Unavailable when another Hub has it open or the file system will not do.
     """
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
-        raise Invalid(f"the database must be sqlite:///PATH, not {url!r}", field="db")
-    path = Path(parsed.database).absolute()
+    path = _path_in(url)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     refuse_network_file_system(path.parent)
     lock = _lock(path)
@@ -103,6 +101,17 @@ def open_store(url: str, *, clock: Callable[[], float]) -> Store:
         os.close(lock)
 
     return Store(url, writer, readers, close)
+
+
+def _path_in(url: str) -> Path:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        parsed = None
+    is_file = parsed is not None and parsed.get_backend_name() == "sqlite"
+    if parsed is None or not is_file or parsed.database in (None, "", ":memory:"):
+        raise Invalid(f"the database must be sqlite:///PATH, not {url!r}", field="db")
+    return Path(str(parsed.database)).absolute()
 
 
 def refuse_network_file_system(directory: Path) -> None:
@@ -150,6 +159,7 @@ def _engine(path: Path, *, writes: bool) -> Engine:
         pool_size=1 if writes else READERS,
         max_overflow=0,
         connect_args={"check_same_thread": False, "cached_statements": 256},
+        hide_parameters=True,  # an error is logged; what users sent does not belong there
     )
 
     @event.listens_for(engine, "connect")

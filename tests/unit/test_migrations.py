@@ -1,0 +1,135 @@
+"""Migrations: they make what the tables say, once, or nothing at all."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from chappe.core.errors import Unavailable
+from chappe.store import migrate, tables
+
+#: Migrates, and dies at the n-th statement.
+DIE = """
+import os, signal, sys
+from pathlib import Path
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from chappe.store import migrate
+left = int(sys.argv[2])
+@sa.event.listens_for(Engine, "after_cursor_execute")
+def count(*_):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+migrate.migrate(Path(sys.argv[1]))
+print(left)
+"""
+
+
+def schema(conn: sqlite3.Connection) -> dict[tuple[str, str], str]:
+    """Everything that is defined, as SQLite keeps it, without differences of layout."""
+    found = conn.execute(
+        "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL "
+        "AND name NOT LIKE 'alembic%' AND name NOT LIKE 'sqlite_%'"
+    )
+    return {(kind, name): _canonical(sql) for kind, name, sql in found}
+
+
+def _canonical(sql: str) -> str:
+    """The parts of a definition in an order of their own: the order of constraints means nothing."""
+    one_line = re.sub(r"\s+", " ", sql).replace("( ", "(").replace(" )", ")").strip()
+    parts = re.split(r", (?=CONSTRAINT|PRIMARY|UNIQUE|CHECK)", one_line)
+    return " , ".join(sorted(part.strip(" )") for part in parts))
+
+
+def test_a_fresh_schema_is_what_the_tables_say(memory: Path) -> None:
+    path = memory / "hub.db"
+    migrate.migrate(path)
+    engine = sa.create_engine(f"sqlite:///{path}")
+
+    def compares(_thing: object, name: str | None, *_: object) -> bool:
+        # SQLite does not tell Alembic of DESC; the text of this index is compared below.
+        return name != "ix_job_waiting"
+
+    with engine.connect() as conn:
+        context = MigrationContext.configure(conn, opts={"include_object": compares})
+        assert compare_metadata(context, tables.metadata) == []
+    engine.dispose()
+
+
+def test_checks_indexes_and_the_trigger_are_what_the_tables_say(memory: Path) -> None:
+    migrate.migrate(memory / "migrated.db")
+    engine = sa.create_engine(f"sqlite:///{memory / 'made.db'}")
+    tables.metadata.create_all(engine)
+    with engine.begin() as conn:
+        conn.exec_driver_sql(tables.LEGAL_TRIGGER)
+    engine.dispose()
+    with (
+        closing(sqlite3.connect(memory / "migrated.db")) as migrated,
+        closing(sqlite3.connect(memory / "made.db")) as made,
+    ):
+        ours, wanted = schema(migrated), schema(made)
+    assert ours.keys() == wanted.keys()
+    for key, sql in wanted.items():
+        assert ours[key] == sql, key
+
+
+def test_the_head_that_is_checked_for_is_the_newest(memory: Path) -> None:
+    scripts = ScriptDirectory(str(Path(migrate.__file__).parent / "migrations"))
+    assert scripts.get_heads() == [migrate.HEAD]
+    assert migrate.current(memory / "hub.db") is None
+    migrate.migrate(memory / "hub.db")
+    assert migrate.current(memory / "hub.db") == migrate.HEAD
+
+
+def test_migrating_again_does_nothing(memory: Path) -> None:
+    path = memory / "hub.db"
+    migrate.migrate(path)
+    before = path.read_bytes()
+    migrate.migrate(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("statement", [1, 4, 20, 30])
+def test_killed_half_way_nothing_has_happened(memory: Path, statement: int) -> None:
+    path = memory / "hub.db"
+    died = subprocess.run(
+        [sys.executable, "-I", "-c", DIE, str(path), str(statement)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert died.returncode == -9, died.stdout + died.stderr
+    with closing(sqlite3.connect(path)) as conn:
+        assert conn.execute("SELECT name FROM sqlite_master").fetchall() == []
+    migrate.migrate(path)
+    assert migrate.current(path) == migrate.HEAD
+
+
+def test_a_database_of_a_later_version_is_left_alone(memory: Path) -> None:
+    path = memory / "hub.db"
+    migrate.migrate(path)
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(Unavailable, match="later version") as caught:
+        migrate.migrate(path)
+    assert caught.value.field == "db"
+
+
+def test_what_is_no_database_is_left_alone(memory: Path) -> None:
+    path = memory / "hub.db"
+    path.write_bytes(b"a letter to my aunt\n" * 500)
+    with pytest.raises(Unavailable, match="not a database"):
+        migrate.migrate(path)
+    assert path.read_bytes().startswith(b"a letter")

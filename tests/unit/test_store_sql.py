@@ -1,0 +1,108 @@
+"""The second line of defence: what the rules forbid, the schema forbids as well (promise I7)."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from chappe.core.states import LEASED, PHASE, State, legal, legal_updates
+from chappe.store.tx import Tx
+from chappe.testing.store import StoreRig
+
+SET = sa.text("UPDATE job SET state = :new, phase = :phase, session = NULL WHERE n = :n")
+FORCE = sa.text("DROP TRIGGER job_legal")
+EVENT = sa.text(
+    "INSERT INTO event (project, seq, kind, job, old, new, attempt, epoch, occurred_at, received_at) "
+    "VALUES (1, :seq, 'job', 1, :old, :new, 0, 0, 0, 0)"
+)
+
+
+@pytest.fixture
+def job(rig: StoreRig) -> int:
+    """The row number of a Job."""
+    site = rig.add_site("paris")
+    rig.submit(rig.spec(site))
+    return int(rig.sql("SELECT n FROM job")[0]["n"])
+
+
+class Rollback(Exception):
+    """Nothing of a try stays."""
+
+
+def allowed(rig: StoreRig, *statements: tuple[sa.TextClause, dict[str, object]]) -> bool:
+    """Whether the last statement passes after the others did."""
+
+    def run(tx: Tx) -> None:
+        for statement, params in statements[:-1]:
+            tx.conn.execute(statement, params)
+        try:
+            tx.conn.execute(*statements[-1])
+        except IntegrityError:
+            outcome.append(False)
+        else:
+            outcome.append(True)
+        tx.conn.rollback()
+
+    outcome: list[bool] = []
+    try:
+        rig.store.writer.submit(run).result()
+    except Exception:  # noqa: BLE001 - the transaction was taken back under the writer's hands
+        assert outcome
+    return outcome[0]
+
+
+@pytest.mark.parametrize("old", list(State))
+def test_the_trigger_lets_through_what_the_table_allows_and_nothing_else(
+    rig: StoreRig, job: int, old: State
+) -> None:
+    trigger = rig.sql("SELECT sql FROM sqlite_master WHERE name = 'job_legal'")[0]["sql"]
+    begin = {"n": job, "new": old, "phase": PHASE[old]}
+    for new in State:
+        passed = allowed(
+            rig,
+            (FORCE, {}),
+            (SET, begin),
+            (sa.text(trigger.replace(":", r"\:")), {}),
+            (SET, {"n": job, "new": new, "phase": PHASE[new]}),
+        )
+        assert passed is (new is old or (old, new) in legal_updates()), f"{old} → {new}"
+
+
+def test_the_log_takes_legal_steps_and_nothing_else(rig: StoreRig) -> None:
+    for old, new in itertools.product([None, *State], State):
+        passed = allowed(rig, (EVENT, {"seq": 10_000, "old": old, "new": new}))
+        assert passed is legal(old, new), f"{old} → {new}"
+
+
+def test_a_seq_is_given_once(rig: StoreRig, job: int) -> None:
+    step = {"old": "PREPROCESSED", "new": "RUNNING"}
+    assert not allowed(rig, (EVENT, {"seq": 1, **step}))
+    assert allowed(rig, (EVENT, {"seq": 10_000, **step}))
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_a_lease_is_of_what_may_be_leased(rig: StoreRig, job: int, state: State) -> None:
+    lease = sa.text("UPDATE job SET session = 1 WHERE n = :n")
+    begin = {"n": job, "new": state, "phase": PHASE[state]}
+    assert allowed(rig, (FORCE, {}), (SET, begin), (lease, {"n": job})) is (state in LEASED)
+
+
+@pytest.mark.parametrize(
+    ("sql", "fine"),
+    [
+        ("UPDATE job SET phase = 'running'", False),
+        ("UPDATE job SET phase = 'deleted'", True),
+        ("UPDATE job SET waiting_parents = -1", False),
+        ("UPDATE shape SET waiting = -1", False),
+        ("UPDATE shape SET waiting = 0", True),
+        ("INSERT INTO hub (n, incarnation, commit_no, next_job) VALUES (2, 1, 1, 1)", False),
+        ("UPDATE session SET state = 'sleepy'", False),
+        ("UPDATE batch_job SET state = 'unknown'", False),
+    ],
+)
+def test_checks(rig: StoreRig, job: int, sql: str, fine: bool) -> None:
+    rig.add_site("toulouse").add_pilot()
+    assert allowed(rig, (sa.text(sql), {})) is fine
