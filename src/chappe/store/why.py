@@ -125,16 +125,16 @@ def _at_site(
     if not live:
         return _no_pilot(conn, p, site, now)
     offers = [s.capacity for s in live if s.capacity is not None]
-    misfits = [misfit(shape, capacity) for capacity in offers]
-    if offers and all(misfits):
-        return f"no pilot at {site.name} can take it: {misfits[0]}"
+    fitting = [capacity for capacity in offers if misfit(shape, capacity) is None]
+    if offers and not fitting:
+        return f"no pilot at {site.name} can take it: {misfit(shape, offers[0])}"
     many = "more than 10000" if ahead > 10_000 else str(ahead)
     if ahead:
         return f"{many} jobs like it are before it at {site.name}"
-    free = max((c.cores for c in offers), default=0)
-    if not offers:
+    if not fitting:
         return f"the pilots at {site.name} offer no room: they are starting, or draining"
-    return f"it is next at {site.name}: it needs {_needs(shape, offers)}, {free} cores are free"
+    free = max(capacity.cores for capacity in fitting)
+    return f"it is next at {site.name}: it needs {_needs(shape, fitting)}, {free} cores are free"
 
 
 def _needs(shape: Shape, offers: list[Capacity]) -> str:
