@@ -39,6 +39,7 @@ ONLY: dict[str, set[str]] = {
     "GET /v1/jobs/{id}/parents": {"user", "session"},
     "GET /v1/jobs/{id}/result": {"user", "session"},
     "PUT /v1/jobs/{id}/result": {"session"},
+    "POST /v1/results": {"session"},
     "GET /v1/tokens": {"user"},
     "POST /v1/tokens": {"user"},
     "DELETE /v1/tokens/{prefix}": {"user"},

@@ -114,7 +114,7 @@ def test_a_preamble_gets_the_arguments_as_they_are() -> None:
     assert compile_command(made).render({"a": "$(id)"}, CONTEXT) == [
         "/bin/sh",
         "-c",
-        'module load x\nexec "$@"',
+        'chappe() { :\nmodule load x\n}\nchappe\nexec "$@"',
         "chappe",
         "run",
         "$(id)",

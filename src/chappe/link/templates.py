@@ -5,6 +5,8 @@ template syntax. Two forms keep that by construction rather than by escaping:
 
 `command` is a list. Each element is rendered on its own and becomes one argument; no shell reads it. With a
 preamble, `/bin/sh` runs the preamble and then `exec "$@"`: the arguments are the shell's own, not its text.
+The preamble is a function's body, because scripts that it sources (`. setvars.sh`) would otherwise find the
+Job's values as arguments of their own.
 
 `shell` is shell text. The values are handed to the shell as arguments, kept in shell variables, and where
 the template says `{{ dt }}` the text has `"${chappe_1}"`. The text that the shell parses thus holds only the
@@ -49,6 +51,7 @@ OUTPUT_CHARS = 128 * limits.KIB - 1
 """Longest argument: what execve(2) takes in one string on Linux."""
 TOTAL_CHARS = limits.MIB
 """Longest argv in all."""
+_PREAMBLE = 'chappe() { :\n%s\n}\nchappe\nexec "$@"'
 
 
 class TemplateProblem(Invalid):
@@ -100,7 +103,7 @@ def compile_command(app: App) -> Command:
     if app.shell is not None:
         return Command(_compile_shell(app.shell, app.preamble, known))
     elements = [_compile_element(element, known) for element in app.command or ()]
-    prefix = [SHELL, "-c", f'{app.preamble}\nexec "$@"', "chappe"] if app.preamble else []
+    prefix = [SHELL, "-c", _PREAMBLE % app.preamble, "chappe"] if app.preamble else []
 
     def render(values: dict[str, Any]) -> list[str]:
         argv = list(prefix)
