@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from chappe.core.states import LEASED, PHASE, State, legal, legal_updates
+from chappe.core.states import FINAL, LEASED, PHASE, State, legal, legal_updates
 from chappe.store.tx import Tx
 from chappe.testing.store import StoreRig
 
@@ -96,6 +96,8 @@ def test_a_lease_is_of_what_may_be_leased(rig: StoreRig, job: int, state: State)
         ("UPDATE job SET phase = 'running'", False),
         ("UPDATE job SET phase = 'deleted'", True),
         ("UPDATE job SET waiting_parents = -1", False),
+        ("UPDATE job SET state = 'DONE'", False),
+        ("UPDATE token SET scope = 'root'", False),
         ("UPDATE shape SET waiting = -1", False),
         ("UPDATE shape SET waiting = 0", True),
         ("INSERT INTO hub (n, incarnation, commit_no, next_job) VALUES (2, 1, 1, 1)", False),
@@ -106,3 +108,29 @@ def test_a_lease_is_of_what_may_be_leased(rig: StoreRig, job: int, state: State)
 def test_checks(rig: StoreRig, job: int, sql: str, fine: bool) -> None:
     rig.add_site("toulouse").add_pilot()
     assert allowed(rig, (sa.text(sql), {})) is fine
+
+
+@pytest.mark.parametrize("state", sorted(FINAL))
+def test_an_end_gives_the_lease_back(rig: StoreRig, job: int, state: State) -> None:
+    run = sa.text("UPDATE job SET state = 'RUNNING', phase = 'running', session = 1 WHERE n = :n")
+    keep = sa.text("UPDATE job SET state = :new, phase = :phase WHERE n = :n")
+    end = {"n": job, "new": state, "phase": PHASE[state]}
+    assert not allowed(rig, (FORCE, {}), (run, {"n": job}), (keep, end))
+    assert allowed(rig, (FORCE, {}), (run, {"n": job}), (SET, end))
+
+
+@pytest.mark.parametrize("new", [None, "", "DONE", "running"])
+def test_a_state_that_is_none_is_no_step(rig: StoreRig, new: str | None) -> None:
+    assert not allowed(rig, (EVENT, {"seq": 10_000, "old": "RUNNING", "new": new}))
+
+
+def test_what_is_refused_takes_the_whole_command_back(rig: StoreRig, job: int) -> None:
+    def cheat(tx: Tx) -> None:
+        tx.write(sa.text("UPDATE job SET priority = 9"))
+        tx.write(sa.text("UPDATE job SET state = 'RUN_DONE', phase = 'running'"))
+        tx.write(sa.text("UPDATE job SET state = 'PREPROCESSED', phase = 'runnable'"))
+
+    with pytest.raises(IntegrityError, match="illegal change of state"):
+        rig.do(cheat)
+    assert tuple(rig.sql("SELECT state, priority FROM job")[0]) == ("PREPROCESSED", 0)
+    rig.add_site("rome")
