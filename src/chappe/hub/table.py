@@ -8,7 +8,7 @@ from __future__ import annotations
 from chappe.core import limits
 from chappe.hub.metrics import CONTENT_TYPE as METRICS
 from chappe.hub.route import ANYBODY, OPEN, PILOT, SITE, USER, Route
-from chappe.hub.routes import batch, events, health, jobs, sites, sync, tokens
+from chappe.hub.routes import batch, events, health, jobs, results, sites, sync, tokens
 
 TEXT = "text/plain"
 SMALL = limits.MIB
@@ -17,6 +17,7 @@ ROUTES: tuple[Route, ...] = (
     # pilots
     Route("POST", "/v1/sync", PILOT, sync.sync, (409,)),
     Route("POST", "/v1/sync/wake", PILOT, sync.wake),
+    Route("POST", "/v1/results", PILOT, results.put_many, limit_bytes=limits.RESULTS_BYTES),
     # jobs
     Route("POST", "/v1/jobs", USER, jobs.create, (409, 410)),
     Route("GET", "/v1/jobs", USER, jobs.index, (404,)),
@@ -30,12 +31,12 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/jobs/{id}/why", USER, jobs.explain),
     Route("GET", "/v1/jobs/{id}/signed", USER, jobs.signed),
     Route("GET", "/v1/jobs/{id}/parents", USER | PILOT, jobs.parents),
-    Route("GET", "/v1/jobs/{id}/result", USER | PILOT, jobs.result, media="*/*"),
+    Route("GET", "/v1/jobs/{id}/result", USER | PILOT, results.show, media="*/*"),
     Route(
         "PUT",
         "/v1/jobs/{id}/result",
         PILOT,
-        jobs.put_result,
+        results.put,
         (409,),
         limit_bytes=limits.RESULT_BYTES,
     ),

@@ -6,6 +6,7 @@ request changes nothing and is answered from the rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -20,8 +21,9 @@ from chappe.store.changes import Change, apply, release
 from chappe.store.jobrow import JobRow
 from chappe.store.principal import Principal
 from chappe.store.reconcile import reconcile
-from chappe.store.rows import BY_ID, SESSION, to_rows
-from chappe.store.tx import Tx, to_json
+from chappe.store.rows import SESSION, rows_by_id
+from chappe.store.tx import Insert, Tx, to_json
+from chappe.wire.results import ResultUpload
 from chappe.wire.sync import (
     JobEpoch,
     Kill,
@@ -36,15 +38,15 @@ HEARD = text("""
         heard_at = :now, hard_end_at = :hard_end_at, capacity = :capacity, incarnation = :incarnation
     WHERE n = :n""")
 
-RESULT = text("SELECT sha256 FROM result WHERE job = :job AND epoch = :epoch")
-
 RESULTS = text("""
     SELECT job, epoch, sha256 FROM result WHERE job IN (SELECT value FROM json_each(:jobs))""")
 
-PUT_RESULT = text("""
-    INSERT INTO result (job, epoch, sha256, media, body) VALUES (:job, :epoch, :sha256, :media, :body)
-    ON CONFLICT (job) DO UPDATE SET epoch = excluded.epoch, sha256 = excluded.sha256,
-        media = excluded.media, body = excluded.body""")
+PUT_RESULTS = Insert(
+    "result",
+    "job epoch sha256 media body",
+    """ON CONFLICT (job) DO UPDATE SET epoch = excluded.epoch, sha256 = excluded.sha256,
+        media = excluded.media, body = excluded.body""",
+)
 
 
 def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
@@ -86,19 +88,37 @@ def acquire(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
     return msgspec.structs.replace(reply, commit_no=tx.commit_no)
 
 
-def store_result(
-    tx: Tx, p: Principal, job_id: str, epoch: int, sha256: str, media: str, body: bytes
-) -> None:
-    """Keep the result of an attempt, before its end is reported. Repeating it is harmless."""
-    found = tx.read(BY_ID, project=p.project_n, ids=to_json([job_id]))
-    row = to_rows(tx, found)[0] if found else None
-    if row is None or row.session != p.session_n or row.epoch != epoch:
-        if row is not None:
-            kept = tx.read(RESULT, job=row.n, epoch=epoch)
-            if kept and kept[0].sha256 == sha256:
-                return
+def store_result(tx: Tx, p: Principal, upload: ResultUpload) -> None:
+    """Keep the result of one attempt. Raises Conflict where `store_results` says False."""
+    if not store_results(tx, p, [upload])[0]:
         raise Conflict("the job is not leased to this session at this epoch", code="stale_lease")
-    tx.write(PUT_RESULT, job=row.n, epoch=epoch, sha256=sha256, media=media, body=body)
+
+
+def store_results(tx: Tx, p: Principal, uploads: Sequence[ResultUpload]) -> list[bool]:
+    """Keep the results of attempts, before their ends are reported; whether each is kept.
+
+    It is not when its Job is not leased to this Session at that epoch. Repeating is harmless, also
+    once the end was reported.
+    """
+    by_id = {} if p.session_n is None else tx.catalog.leases[p.session_n]
+    rows: list[tuple[Any, ...]] = []
+    kept = []
+    for u in uploads:
+        row = by_id.get(u.job)
+        leased = row is not None and row.epoch == u.epoch
+        if row is not None and leased:
+            rows.append((row.n, u.epoch, u.sha256, u.media, u.body))
+        kept.append(leased)
+    if not all(kept):
+        # Of what is leased no more, a repeat is known by its digest.
+        missing = [u.job for u, is_kept in zip(uploads, kept, strict=True) if not is_kept]
+        others = rows_by_id(tx, p, missing)
+        have = _stored(tx, [row.n for row in others.values()])
+        for at, u in enumerate(uploads):
+            if not kept[at] and u.job in others:
+                kept[at] = (others[u.job].n, u.epoch, u.sha256) in have
+    tx.insert(PUT_RESULTS, rows)
+    return kept
 
 
 def _session(tx: Tx, p: Principal, req: SyncRequest) -> Any:
@@ -172,6 +192,11 @@ def _results(tx: Tx, req: SyncRequest, by_id: dict[str, JobRow]) -> set[tuple[in
         for r in req.reports
         if r.outcome is not None and r.outcome.result_sha256 is not None and r.job in by_id
     ]
+    return _stored(tx, jobs)
+
+
+def _stored(tx: Tx, jobs: Sequence[int]) -> set[tuple[int, int, str]]:
+    """What is stored for these row numbers: (row number, epoch, sha256)."""
     if not jobs:
         return set()
     return {(n, epoch, sha) for n, epoch, sha in tx.read(RESULTS, jobs=to_json(jobs))}

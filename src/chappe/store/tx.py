@@ -22,7 +22,7 @@ from chappe.store.catalog import Catalog, ShapeEntry
 
 
 class Insert:
-    """Many rows into one table, in the order of `columns`.
+    """Many rows into one table, in the order of `columns`; `rest` is what follows VALUES (ON CONFLICT).
 
     One statement with VALUES for many rows costs 5 µs a Job; INSERT … SELECT from json_each twice that
     (for updates it is the other way round). The driver's executemany costs a little more, and returns to
@@ -33,12 +33,12 @@ class Insert:
     #: Rows in one statement. With 24 columns the first is near SQLite's limit of 32 766 variables.
     SIZES = (1_000, 100)
 
-    def __init__(self, table: str, columns: str) -> None:
+    def __init__(self, table: str, columns: str, rest: str = "") -> None:
         names = columns.split()
         marks = f"({', '.join('?' * len(names))})"
         head = f"INSERT INTO {table} ({', '.join(names)}) VALUES "
-        self._one = head + marks
-        self._many = [(size, head + ", ".join([marks] * size)) for size in self.SIZES]
+        self._one = f"{head}{marks} {rest}"
+        self._many = [(n, f"{head}{', '.join([marks] * n)} {rest}") for n in self.SIZES]
 
     def run(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert the rows, in their order."""

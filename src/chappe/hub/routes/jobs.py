@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
-from typing import Annotated
 
 import msgspec
 
 from chappe.core import limits
 from chappe.core.errors import Invalid
-from chappe.core.ids import check_id
-from chappe.hub.call import Call, Content
+from chappe.hub.call import Call
 from chappe.hub.live import position
-from chappe.link.results import check_bytes
 from chappe.store import acts, queries, why
 from chappe.store.create import create_jobs
 from chappe.store.feed import EventFilter, page
 from chappe.store.prepare import prepare
 from chappe.store.principal import Principal
-from chappe.store.sync import store_result
 from chappe.store.tx import Tx
 from chappe.wire.events import EventPage, cursor_of
 from chappe.wire.jobs import (
@@ -63,13 +58,6 @@ class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the page before this one ended."""
 
     cursor: str | None = None
-
-
-class ResultQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The attempt that a result belongs to, and the sha256 of its bytes (hexadecimal)."""
-
-    epoch: Annotated[int, msgspec.Meta(ge=0)]
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 def tags_of(pairs: list[str]) -> dict[str, str]:
@@ -154,29 +142,6 @@ async def signed(call: Call[None, None]) -> SignedSpec:
 async def parents(call: Call[None, PageQuery]) -> ParentPage:
     """List a Job's parents in the order of its spec."""
     return await call.hub.read(queries.parents, call.principal, call.path["id"], call.query.cursor)
-
-
-async def result(call: Call[None, None]) -> Content:
-    """Fetch the result of a finished Job."""
-    media, sha256, body = await call.hub.read(queries.result, call.principal, call.path["id"])
-    # What a Job wrote is never to be run by a browser that is shown it.
-    headers = {
-        "etag": f'"{sha256}"',
-        "x-content-type-options": "nosniff",
-        "content-disposition": "attachment",
-        "content-security-policy": "sandbox",
-    }
-    return Content(body, media, headers=headers)
-
-
-async def put_result(call: Call[bytes, ResultQuery]) -> None:
-    """Store an attempt's result, before its end is reported. The Content-Type is the media type."""
-    q, media = call.query, call.headers.get("content-type", "")
-    id = check_id(call.path["id"], "id")
-    if hashlib.sha256(call.body).hexdigest() != q.sha256:
-        raise Invalid("the bytes do not have this sha256; send them again", field="sha256")
-    await call.hub.prepare(check_bytes, media, call.body)
-    await call.hub.write(store_result, call.principal, id, q.epoch, q.sha256, media, call.body)
 
 
 async def cancel(call: Call[ActOnJobs, None]) -> ActReply:
