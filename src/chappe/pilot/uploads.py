@@ -1,4 +1,9 @@
-"""Results on their way to the Hub: checked, sent, and only then is the end of their Job reported.
+"""Results on their way to the Hub: checked, sent, and only then are the ends of their Jobs reported.
+
+One request at a time, each with all results that have gathered since the one before it. After quiet a result
+goes at once. After a request for several the next one waits a moment, four times as long as the Hub took:
+a request costs the Hub 1 ms and us more, whatever it carries, and several at once are the sign of a stream
+of short Jobs, of which nobody waits for a single one. The Hub judges each result by itself.
 
 The Hub refuses an end that claims a result which it does not have. While it is away, results wait in their
 files and ends in the journal, and are tried again for as long as the pilot lives.
@@ -8,89 +13,158 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from chappe.core.errors import ChappeError
+from chappe.core import limits
+from chappe.core.errors import ChappeError, Unauthenticated
 from chappe.core.faults import reach
+from chappe.link.clock import boottime
 from chappe.link.http import HubClient
 from chappe.link.journal import End
-from chappe.link.results import ResultProblem, check_result
+from chappe.link.results import Result, ResultProblem, check_result
 from chappe.link.retry import jitter_s
+from chappe.link.transport import BadReply
 from chappe.pilot.parents import Disk
+from chappe.wire.results import Kept, PutResults, PutResultsReply, ResultUpload, ResultVerdict
 
-_AT_ONCE = 8
 _RETRY_MOST_S = 10.0
+_GATHER_FACTOR = 4.0
+_GATHER_MOST_S = 0.25
+_FRAME_BYTES = 400
+"""More than what surrounds the bytes of one result in a request."""
+
+Checked = tuple[End, Result | ResultProblem]
 
 
 class Uploads:
-    """Sends results, a bounded number at a time. `on_end` gets each end when it may be reported."""
+    """Sends results, a request at a time. `on_end` gets each end when it may be reported."""
 
     def __init__(self, hub: HubClient, disk: Disk, on_end: Callable[[End], None]) -> None:
         self._hub = hub
         self._disk = disk
         self._on_end = on_end
         self._waiting: deque[End] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._count = 0
+        self._running: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         """Ends whose results the Hub does not have yet."""
-        return len(self._waiting) + len(self._running)
+        return self._count
 
     def add(self, end: End) -> None:
         """A Job succeeded and is to have left the file `end.result`."""
         self._waiting.append(end)
-        self._next()
+        self._count += 1
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
+            self._running.add_done_callback(_over)
 
     def cancel(self) -> None:
         """Stop sending; files and journal stay as they are."""
         self._waiting.clear()
-        for task in self._running:
-            task.cancel()
+        if self._running is not None:
+            self._running.cancel()
 
-    def _next(self) -> None:
-        while self._waiting and len(self._running) < _AT_ONCE:
-            task = asyncio.create_task(self._upload(self._waiting.popleft()))
-            self._running.add(task)
-            task.add_done_callback(self._over)
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.result()
-        self._next()
-
-    async def _upload(self, end: End) -> None:
+    async def _run(self) -> None:
         try:
-            result = await self._disk(check_result, Path(end.result))
-        except ResultProblem as problem:
-            self._on_end(_spoilt(end, problem.message))
-            return
+            while self._waiting:
+                most = min(len(self._waiting), limits.RESULTS_PER_REQUEST)
+                ends = [self._waiting.popleft() for _ in range(most)]
+                checked: list[Checked] = await self._disk(_check, ends)
+                rest = ends[len(checked) :]
+                self._waiting.extendleft(reversed(rest))
+                good = []
+                for end, result in checked:
+                    if isinstance(result, ResultProblem):
+                        self._done(_spoilt(end, result.message))
+                    else:
+                        good.append((end, result))
+                if good:
+                    began = boottime()
+                    await self._send(good)
+                    gather_s = min(_GATHER_MOST_S, _GATHER_FACTOR * (boottime() - began))
+                    if len(good) > 1 and not rest and most < limits.RESULTS_PER_REQUEST:
+                        await asyncio.sleep(gather_s)
+        finally:
+            self._running = None
+
+    async def _send(self, batch: Sequence[tuple[End, Result]]) -> None:
+        """Send a batch until it is answered, and let go of its ends."""
+        body = msgspec.json.encode(PutResults([_upload(end, result) for end, result in batch]))
         failures = 0
         while True:
             reach("pilot.before_result_put")
             try:
-                await self._hub.request(
-                    "PUT",
-                    f"/v1/jobs/{end.job}/result",
-                    result.data,
-                    params={"epoch": end.epoch, "sha256": result.sha256},
-                    media=result.media,
-                )
+                reply = await self._hub.request("POST", "/v1/results", body, PutResultsReply)
             except ChappeError as e:
-                if e.transient or e.status == 401:
+                if e.transient or isinstance(e, Unauthenticated | BadReply):
                     failures += 1
                     await asyncio.sleep(jitter_s(failures, 0.5, _RETRY_MOST_S))
                     continue
-                if e.status != 409:
-                    self._on_end(_spoilt(end, f"the hub refused the result: {e.message}"))
+                if e.status == 409:
+                    # The Session is dead, which the Hub will say to the contact too.
+                    verdict, message = Kept.STALE_LEASE, ""
+                elif len(batch) == 1:
+                    verdict, message = Kept.INVALID, e.message
+                else:
+                    # Something in it, or its size, makes the Hub or a proxy refuse all of it: find it.
+                    half = len(batch) // 2
+                    await self._send(batch[:half])
+                    await self._send(batch[half:])
                     return
-                # The Job is not ours any more; the Hub's verdict on the end will say so.
+                verdicts = [ResultVerdict(end.job, end.epoch, verdict, message) for end, _ in batch]
+            else:
+                verdicts = reply.verdicts
             break
-        outcome = msgspec.structs.replace(end.outcome, result_sha256=result.sha256)
-        self._on_end(msgspec.structs.replace(end, outcome=outcome, result=""))
+        self._judged(batch, verdicts)
+
+    def _judged(
+        self, batch: Sequence[tuple[End, Result]], verdicts: Sequence[ResultVerdict]
+    ) -> None:
+        by_key = {(v.job, v.epoch): v for v in verdicts}
+        for end, result in batch:
+            verdict = by_key.get((end.job, end.epoch))
+            if verdict is None:
+                self._done(_spoilt(end, "the hub did not say whether it took the result"))
+            elif verdict.verdict == Kept.INVALID:
+                self._done(_spoilt(end, f"the hub refused the result: {verdict.message}"))
+            else:
+                # If the Job is not ours any more, the Hub's verdict on the end will say so.
+                outcome = msgspec.structs.replace(end.outcome, result_sha256=result.sha256)
+                self._done(msgspec.structs.replace(end, outcome=outcome, result=""))
+
+    def _done(self, end: End) -> None:
+        self._count -= 1
+        self._on_end(end)
+
+
+def _over(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.result()
+
+
+def _check(ends: Sequence[End]) -> list[Checked]:
+    """Read and check result files, on the disk thread, as many from the first as fit a request."""
+    checked: list[Checked] = []
+    left = limits.RESULTS_BYTES
+    for end in ends:
+        try:
+            result = check_result(Path(end.result))
+        except ResultProblem as problem:
+            checked.append((end, problem))
+            continue
+        left -= len(result.data) * 4 // 3 + _FRAME_BYTES
+        if left < 0:
+            break
+        checked.append((end, result))
+    return checked
+
+
+def _upload(end: End, result: Result) -> ResultUpload:
+    return ResultUpload(end.job, end.epoch, result.sha256, result.media, result.data)
 
 
 def _spoilt(end: End, why: str) -> End:
