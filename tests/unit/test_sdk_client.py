@@ -309,6 +309,14 @@ def test_a_retry_beyond_the_signature_is_signed_anew(client: Client, hub: FakeHu
     assert proof.max_attempts == 1 + 2, "one start is used, and the spec allows two more"
 
 
+def test_a_hub_that_counts_wrong_gains_no_attempts(client: Client, hub: FakeHub) -> None:
+    job = exhausted(client, hub)
+    hub.jobs[job.id] = msgspec.structs.replace(hub.jobs[job.id], attempt=900)
+    job.retry()
+    most = verify(hub.acts[-1].submissions[0]).max_attempts
+    assert most == 2 + 2, "no more starts can be used than were signed for"
+
+
 def test_only_bytes_that_this_key_signed_are_signed_again(client: Client, hub: FakeHub) -> None:
     """A stolen Hub must not get its own bytes signed by a user's retry."""
     job = exhausted(client, hub)

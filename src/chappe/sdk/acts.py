@@ -73,8 +73,9 @@ async def _retry_signed(engine: Engine, ids: list[str]) -> ActReply:
     groups: dict[int, list[tuple[str, bytes]]] = {}
     for job in ids:
         view = await engine.view(job)
-        spec = await _signed_by_me(engine, job)
-        allowed = view.attempt + decode_spec(spec).max_attempts
+        spec, signed_for = await _signed_by_me(engine, job)
+        # Of the attempts so far no more are believed than were signed for: a stolen Hub may say any number.
+        allowed = min(view.attempt, signed_for) + decode_spec(spec).max_attempts
         groups.setdefault(min(allowed, limits.ATTEMPTS_MAX), []).append((job, spec))
     submissions: list[Submission] = []
     signed: dict[str, tuple[int, int]] = {}
@@ -88,8 +89,9 @@ async def _retry_signed(engine: Engine, ids: list[str]) -> ActReply:
     return await _post(engine, "retry", ActOnJobs(JobFilter(ids=ids), submissions, signed))
 
 
-async def _signed_by_me(engine: Engine, job: str) -> bytes:
-    """A Job's spec as the Hub holds it, once it is proven that this key signed those bytes."""
+async def _signed_by_me(engine: Engine, job: str) -> tuple[bytes, int]:
+    """A Job's spec as the Hub holds it, once it is proven that this key signed those bytes, and the
+    attempts that it signed for."""
     found = await engine.hub.request("GET", f"/v1/jobs/{job}/signed", reply=SignedSpec)
     spec = bytes(found.spec)
     problem = None
@@ -108,7 +110,7 @@ async def _signed_by_me(engine: Engine, job: str) -> bytes:
         raise Conflict(
             f"job {job} is not signed anew: {problem}. Submit a new job instead", code="not_yours"
         )
-    return spec
+    return spec, proof.max_attempts or decode_spec(spec).max_attempts
 
 
 async def _post(engine: Engine, verb: str, body: ActOnJobs) -> ActReply:
