@@ -132,8 +132,11 @@ def test_chunks_keep_the_order(rig: StoreRig, site: SiteRig, shapes: int) -> Non
     assert waiting(rig) == 0
 
 
-def test_one_shape_may_give_all_of_a_round(rig: StoreRig, site: SiteRig) -> None:
+def test_one_shape_may_give_all_of_a_round(
+    rig: StoreRig, site: SiteRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The chunks are small when many Shapes fit: a Shape with all the best Jobs is read on."""
+    monkeypatch.setattr(limits, "GRANTS_PER_SYNC", 100)
     shaped(rig, site, [(0, c) for c in range(1, 30)])
     best = shaped(rig, site, [(5, 1)] * 100)
     grants = site.add_pilot().sync(capacity=cores(30, prefetch=70)).grants

@@ -64,10 +64,13 @@ def test_a_revoked_token_is_nobody(rig: StoreRig) -> None:
     assert found(rig, token) is not None
     told: set[str] = set()
     rig.store.writer.on_commit = lambda effects: told.update(effects.revoked)
+    first = rig.clock()
     rig.do(tokens.revoke_token, rig.user, prefix)
+    rig.clock.advance(9)
     rig.do(tokens.revoke_token, rig.user, prefix)
     assert found(rig, token) is None
     assert told == {prefix}
+    assert rig.sql("SELECT revoked_at FROM token WHERE prefix = ?", prefix)[0][0] == first
     rig.restart()
     assert found(rig, token) is None
 
@@ -117,6 +120,25 @@ def test_whom_each_kind_of_token_stands_for(rig: StoreRig) -> None:
     assert (agent.scope, agent.site_id, agent.session_id) == ("site", site.id, None)
     assert (head.scope, head.site_id, head.session_id) == ("session", site.id, pilot.id)
     assert {t.split("_")[1] for t in (rig.token, site.token, pilot.token)} == {"u", "s", "p"}
+
+
+@pytest.mark.parametrize("how", ["site", "delete", "session", "dead"])
+def test_whoever_keeps_tokens_in_mind_is_told_which_are_revoked(rig: StoreRig, how: str) -> None:
+    site = rig.add_site("paris")
+    pilot = site.add_pilot()
+    site_token, session_token = site.principal.token_prefix, pilot.principal.token_prefix
+    told: set[str] = set()
+    rig.store.writer.on_commit = lambda effects: told.update(effects.revoked)
+    if how == "session":
+        again = NewSession(pilot.id, pilot.batch_job)
+        rig.do(sites.create_session, site.principal, again)
+    else:
+        site.end(pilot)
+    if how == "site":
+        rig.do(sites.create_site, rig.user, NewSite(site.id, "paris"))
+    if how == "delete":
+        rig.do(sites.delete_site, rig.user, site.id)
+    assert told == {session_token} | ({site_token} if how in ("site", "delete") else set())
 
 
 def test_a_session_that_gets_a_new_token_loses_the_old_one(rig: StoreRig) -> None:

@@ -186,6 +186,7 @@ def test_a_waiting_childs_time_is_not_due(rig: StoreRig, site: SiteRig) -> None:
     rig.clock.advance(10)
     rig.do(upkeep.release_due)
     assert rig.job(child.id).state == "AWAITING_PARENTS"
+    assert rig.sql("SELECT waiting FROM shape")[0][0] == 1
     pilot = site.add_pilot()
     (grant,) = pilot.sync(capacity=cores(1)).grants
     pilot.run(grant)
