@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from chappe.core.errors import Invalid, Unavailable
@@ -92,6 +92,14 @@ def open_store(url: str, *, clock: Callable[[], float]) -> Store:
         engine = _engine(path, writes=True)
         readers = _engine(path, writes=False)
         writer = Writer(engine, clock)
+    except (sqlite3.OperationalError, OperationalError) as e:
+        os.close(lock)
+        words = e.orig if isinstance(e, OperationalError) else e
+        raise Unavailable(
+            f"{path} cannot be opened: {words}; is there space on its disk?",
+            code="database",
+            field="db",
+        ) from e
     except BaseException:
         os.close(lock)
         raise

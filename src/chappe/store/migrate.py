@@ -22,8 +22,10 @@ def current(path: Path) -> str | None:
     with contextlib.closing(sqlite3.connect(path)) as conn:
         try:
             row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
-        except sqlite3.OperationalError:
-            return None
+        except sqlite3.OperationalError as e:
+            if "no such table" in str(e):
+                return None
+            raise  # it cannot be read now (a full disk), and is not to be taken for a new one
         except sqlite3.DatabaseError as e:
             raise Unavailable(
                 f"{path} is not a database of Chappe ({e}): restore a backup, or choose another --db",
