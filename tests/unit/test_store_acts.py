@@ -13,6 +13,7 @@ from chappe.core.jobs import Envelope, JobSpec, ParentPolicy, Retries
 from chappe.store import acts, queries, sync, upkeep
 from chappe.testing.store import PilotRig, SiteRig, StoreRig, cores, held
 from chappe.wire.jobs import ActOnJobs, ActReply, JobFilter
+from chappe.wire.results import ResultUpload
 from chappe.wire.sync import Grant, JobEpoch, Kill
 
 
@@ -44,6 +45,12 @@ def failed(site: SiteRig, n: int = 1, **fields: Any) -> list[JobSpec]:
     pilot.sync(reports=[pilot.end(g, exit=1, overtakes=True) for g in grants])
     site.end(pilot)
     return specs
+
+
+def put(pilot: PilotRig, grant: Grant, epoch: int) -> None:
+    """Upload a result."""
+    upload = ResultUpload(grant.job, epoch, "a" * 64, "image/png", b"x")
+    pilot.rig.do(sync.store_result, pilot.principal, upload)
 
 
 def codes(reply: ActReply) -> list[str]:
@@ -353,8 +360,7 @@ def test_a_tombstone_keeps_the_id_and_nothing_else(rig: StoreRig, site: SiteRig)
     rig.submit(job, envelopes=[Envelope({"k": "v"})])
     pilot = site.add_pilot()
     (grant,) = pilot.sync(capacity=cores(1)).grants
-    args = (pilot.principal, job.id, grant.epoch, "a" * 64, "application/json", b"{}")
-    rig.do(sync.store_result, *args)
+    put(pilot, grant, grant.epoch)
     pilot.run(grant, result_sha256="a" * 64)
     rig.delete(job)
     (row,) = rig.sql("SELECT phase, spec, envelope, outcome, retries FROM job")
@@ -404,18 +410,15 @@ def test_a_result_is_kept_only_for_the_holder_of_the_lease(rig: StoreRig, site: 
     job, pilot, grant = granted(site)
     other = site.add_pilot()
 
-    def put(who: PilotRig, epoch: int, sha: str) -> None:
-        rig.do(sync.store_result, who.principal, job.id, epoch, sha, "image/png", b"x")
-
     for who, epoch in ((other, grant.epoch), (pilot, grant.epoch + 1), (pilot, grant.epoch - 1)):
         with pytest.raises(Conflict) as caught:
-            put(who, epoch, "a" * 64)
+            put(who, grant, epoch)
         assert caught.value.code == "stale_lease"
-    put(pilot, grant.epoch, "a" * 64)
-    put(pilot, grant.epoch, "a" * 64)
+    put(pilot, grant, grant.epoch)
+    put(pilot, grant, grant.epoch)
     pilot.sync(reports=[pilot.end(grant, result_sha256="a" * 64)])
     # Its answer was lost, and the end was reported meanwhile: the same again is harmless.
-    put(pilot, grant.epoch, "a" * 64)
+    put(pilot, grant, grant.epoch)
     assert rig.ask(queries.result, rig.user, job.id) == ("image/png", "a" * 64, b"x")
 
 
