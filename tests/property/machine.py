@@ -354,9 +354,11 @@ class LeaseMachine(MachineBase):
 
     def silence(self, data: st.DataObject) -> None:
         """One pilot is cut off while the others work on: where two could come to run one Job."""
-        cut_off = data.draw(st.sampled_from(self._speakers()))
-        for _ in range(data.draw(st.integers(1, 4))):
-            self.world.advance(data.draw(st.sampled_from([35.0, 70.0])))
+        speakers = self._speakers()
+        busy = [p for p in speakers if any(h.phase is Phase.RUNNING for h in p.holds.values())]
+        cut_off = data.draw(st.sampled_from(busy or speakers))
+        for _ in range(data.draw(st.integers(2, 5))):
+            self.world.advance(data.draw(st.sampled_from([35.0, 70.0, 40.0])))
             self._timers()
             for pilot in self._speakers():
                 if pilot is not cut_off:

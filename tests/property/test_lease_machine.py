@@ -43,7 +43,7 @@ class Mutant(NamedTuple):
 
 
 WORK = {"syncs": 4, "works": 4, "submit": 2}
-TIME = {"syncs": 6, "submit": 2, "silence": 4}
+TIME = {"syncs": 5, "submit": 2, "silence": 6}
 NET = {"starts": 3, "syncs": 2, "submit": 2, "sends": 6, "late_answer": 4, "arrives": 9}
 
 MUTANTS = {
