@@ -192,6 +192,32 @@ def test_a_link_out_of_data_is_not_followed(place: Place, tmp_path: Path) -> Non
     assert made.code == "bad_path"
 
 
+@pytest.mark.parametrize("where", ["jobs", "jobs/{job}"])
+def test_a_link_in_place_of_a_directory_that_is_to_be_made_is_not_followed(
+    place: Place, tmp_path: Path, where: str
+) -> None:
+    first, second = place.holding(workdir="good"), place.holding()
+    link = place.path / "data" / where.format(job=second.job)
+    link.parent.mkdir(exist_ok=True)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    link.symlink_to(outside)
+    fine, refused = place.prepare(first, second)
+    assert isinstance(fine, Prepared)
+    assert isinstance(refused, Refused)
+    assert refused.code == "bad_path"
+    assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize("workdir", ["w", "./w", "a/b//w/", "a/./w", ".", "a"])
+def test_directories_of_a_batch_are_made_or_found(place: Place, workdir: str) -> None:
+    held = [place.holding(workdir=workdir) for _ in range(2)]
+    (place.path / "data" / "a").mkdir()
+    for made in (*place.prepare(*held), *place.prepare(place.holding(workdir=workdir))):
+        assert isinstance(made, Prepared)
+        assert Path(made.task.cwd).samefile(place.path / "data" / workdir / "attempt-1")
+
+
 def test_a_full_disk_fails_one_job_with_words(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -285,12 +285,9 @@ class _Batch:
 
     def _directory(self, relative: str, own: bool) -> str:
         """The absolute path of a directory below data/, made if need be."""
-        parent = os.path.dirname(relative) if own else relative
-        made = self._made.get(parent)
-        if made is None:
-            made = self._made[parent] = str(make_below(self._data, parent))
         if not own:
-            return made
+            return self._shared(relative)
+        made = self._parent(os.path.dirname(relative))
         path = f"{made}/{os.path.basename(relative)}"
         try:
             os.mkdir(path)
@@ -298,6 +295,27 @@ class _Batch:
             # From a start of this attempt that was cut short; a link in its place would lead elsewhere.
             if os.path.islink(path) or not os.path.isdir(path):
                 raise PathEscape(f"{path} is not a directory: remove it", field="workdir") from None
+        return path
+
+    def _shared(self, relative: str) -> str:
+        """A directory that several Jobs of the batch may have in common: its path is resolved once."""
+        made = self._made.get(relative)
+        if made is None:
+            made = self._made[relative] = str(make_below(self._data, relative))
+        return made
+
+    def _parent(self, relative: str) -> str:
+        """The directory that holds a Job's attempts. What can be made new below a directory that is known
+        is no link, and need not be resolved: that is most of the cost of a directory."""
+        if relative in self._made:
+            return self._made[relative]
+        above, name = os.path.split(relative)
+        path = f"{self._shared(above)}/{name}"
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            return self._shared(relative)
+        self._made[relative] = path
         return path
 
 
