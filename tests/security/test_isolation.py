@@ -6,6 +6,7 @@ slip in that table is seen. What is another's looks exactly as if it had never e
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import time
@@ -385,6 +386,22 @@ def test_a_pilot_cannot_put_results_of_others(tokens: Tokens, leased: dict[str, 
     assert answers == {put(new_id()).body}
     assert put(new_id()).error["code"] == "stale_lease"
     assert put(leased["child"], 2).error["code"] == "stale_lease"
+    kept = tokens.call("GET", f"/v1/jobs/{leased['stranger']}/result", tokens.hub.token)
+    assert kept.body == RESULT
+
+
+def test_many_results_at_a_time_reach_no_further(tokens: Tokens, leased: dict[str, str]) -> None:
+    data = b'"false"'
+    digest = hashlib.sha256(data).hexdigest()
+    jobs = [leased[name] for name in ("theirs", "stranger", "waiting")] + [new_id()]
+    media, body = "application/json", base64.b64encode(data).decode()
+    uploads = [
+        {"job": job, "epoch": epoch, "sha256": digest, "media": media, "body": body}
+        for job in jobs
+        for epoch in (0, 1, 2)
+    ]
+    reply = tokens.post("/v1/results", leased["token"], results=uploads)
+    assert [verdict[2] for verdict in reply["verdicts"]] == ["stale_lease"] * len(uploads)
     kept = tokens.call("GET", f"/v1/jobs/{leased['stranger']}/result", tokens.hub.token)
     assert kept.body == RESULT
 
