@@ -17,11 +17,12 @@ from chappe import AsyncClient, Client, Job
 from chappe.core.errors import ChappeError, Conflict, NotFound
 from chappe.core.jobs import decode_spec
 from chappe.core.leases import Outcome, Reason
+from chappe.core.states import FINAL_PHASES
 from chappe.link.clock import new_id
 from chappe.link.keys import SigningKey
 from chappe.link.signing import make_submissions, verify
 from chappe.sdk.errors import Ambiguous, Invalid, JobCancelled, JobFailed, WaitTimeout
-from chappe.wire.events import EventPage
+from chappe.wire.events import Event, EventPage, cursor_of, parse_cursor
 from chappe.wire.jobs import (
     ActOnJobs,
     ActReply,
@@ -54,6 +55,7 @@ class FakeHub:
         self.busy = self.busiest = 0
         self.state, self.phase = "JOB_FINISHED", "finished"
         self.outcome: Outcome | None = Outcome(Reason.EXIT, exit=0)
+        self.more = asyncio.Event()
 
     async def __call__(self, request: httpx2.Request) -> httpx2.Response:
         path = request.url.path
@@ -80,9 +82,9 @@ class FakeHub:
             case "GET", "sites":
                 return Listing(sites=[SiteView(PARIS, "paris", True)])
             case "GET", "events":
-                return EventPage([], "1:7")
+                return EventPage([], cursor_of(1, len(self.jobs)))
             case "GET", "events", "stream":
-                return httpx2.Response(200, stream=Silent())
+                return httpx2.Response(200, stream=Ends(self, request.headers["last-event-id"]))
             case "POST", "jobs":
                 return self._create(request.content)
             case "POST", "jobs", "query":
@@ -102,13 +104,15 @@ class FakeHub:
         self.bodies.append(body)
         request = msgspec.json.decode(body, type=CreateJobs)
         verdicts = []
+        cursor = cursor_of(1, len(self.jobs))
         for new in request.jobs:
             spec = decode_spec(new.spec)
             assert new.submission is not None
             self.specs[spec.id] = SignedSpec(new.spec, request.submissions[new.submission], new.idx)
+            verdicts.append(JobVerdict(spec.id, "exists" if spec.id in self.jobs else "created"))
             self.add(spec.id, spec.name)
-            verdicts.append(JobVerdict(spec.id, "created"))
-        return CreateReply(verdicts, "1:0")
+        self.more.set()
+        return CreateReply(verdicts, cursor)
 
     def add(self, job: str, name: str = "") -> None:
         self.jobs[job] = JobView(
@@ -143,12 +147,29 @@ def reply(status: int, body: bytes, media: str = "application/json") -> httpx2.R
     return httpx2.Response(status, headers={"content-type": media}, stream=httpx2.ByteStream(body))
 
 
-class Silent(httpx2.AsyncByteStream):
-    """A feed on which nothing happens."""
+class Ends(httpx2.AsyncByteStream):
+    """A feed on which each Job has one Event, its end, as soon as it exists."""
+
+    def __init__(self, hub: FakeHub, cursor: str) -> None:
+        self.hub = hub
+        self.seq = parse_cursor(cursor)[1]
 
     async def __aiter__(self) -> Any:
         yield b": ready\n\n"
-        await asyncio.Event().wait()
+        while True:
+            self.hub.more.clear()
+            for view in list(self.hub.jobs.values())[self.seq :]:
+                self.seq += 1
+                if view.phase in FINAL_PHASES:
+                    yield b"id: 1:%d\ndata: %b\n\n" % (
+                        self.seq,
+                        msgspec.json.encode(self.end(view)),
+                    )
+            await self.hub.more.wait()
+
+    def end(self, view: JobView) -> Event:
+        data = {"outcome": msgspec.to_builtins(view.outcome)} if view.outcome else {}
+        return Event(self.seq, "job", view.id, 1.0, 1.0, None, view.state, view.phase, 1, 1, data)
 
 
 @pytest.fixture
@@ -200,6 +221,26 @@ def test_a_lost_answer_is_repeated_with_the_same_bytes(client: Client, hub: Fake
     assert len(hub.bodies) == 2
     assert hub.bodies[0] == hub.bodies[1]
     assert list(hub.jobs) == [job.id]
+
+
+def test_waiting_for_new_jobs_reads_none_of_them(client: Client, hub: FakeHub) -> None:
+    jobs = client.app("model", site="paris").map([{}] * 2_500)
+    assert all(job.ok for job in client.wait_all(jobs))
+    assert ("POST", "/v1/jobs/query") not in hub.requests
+
+
+def test_what_existed_already_is_read(client: Client, hub: FakeHub) -> None:
+    """Its Events may lie before the position that the second answer names."""
+    draft = client.app("model", site="paris")()
+    client.submit(draft)
+    assert client.submit(draft).wait(timeout_s=30).ok
+    assert hub.requests.count(("POST", "/v1/jobs/query")) == 1
+
+
+def test_a_second_wait_reads_what_has_become_of_it(client: Client, hub: FakeHub) -> None:
+    job = client.app("model", site="paris").submit().wait()
+    hub.jobs[job.id] = msgspec.structs.replace(hub.jobs[job.id], attempt=2)
+    assert job.wait(timeout_s=30).attempt == 2
 
 
 def test_a_refusal_names_what_the_hub_named(client: Client, hub: FakeHub) -> None:

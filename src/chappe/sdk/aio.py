@@ -12,6 +12,7 @@ from chappe.sdk.admin import Admin
 from chappe.sdk.drafts import Draft, Options
 from chappe.sdk.engine import Engine, Where, filter_of
 from chappe.sdk.errors import error_of
+from chappe.sdk.feed import Position
 from chappe.sdk.handles import AppHandle, JobHandle
 from chappe.sdk.results import ResultFile
 from chappe.wire.events import Event
@@ -24,8 +25,10 @@ class AsyncJob(JobHandle):
 
     __slots__ = ("_engine",)
 
-    def __init__(self, engine: Engine, id: str, name: str = "") -> None:
-        super().__init__(id, name)
+    def __init__(
+        self, engine: Engine, id: str, name: str = "", since: Position | None = None
+    ) -> None:
+        super().__init__(id, name, since)
         self._engine = engine
 
     async def refresh(self) -> JobView:
@@ -36,7 +39,7 @@ class AsyncJob(JobHandle):
 
     async def wait(self, timeout_s: float | None = None) -> Self:
         """Return once it has ended, in whatever way. Raises WaitTimeout after `timeout_s`."""
-        async for ended in self._engine.watch([self.id], timeout_s):
+        async for (ended,) in self._engine.watch({self.id: self._since}, timeout_s):
             self._learn(ended)
         return self
 
@@ -179,8 +182,8 @@ class AsyncClient:
         if isinstance(jobs, Draft):
             return (await self.submit([jobs]))[0]
         some = list(jobs)
-        await self._engine.submit(some)
-        return [AsyncJob(self._engine, draft.id, draft.name) for draft in some]
+        created = await self._engine.submit(some)
+        return [AsyncJob(self._engine, d.id, d.name, created.get(d.id)) for d in some]
 
     async def run(
         self, site: str | Sequence[str], argv: Sequence[str], **options: Unpack[Options]
@@ -205,10 +208,12 @@ class AsyncClient:
     ) -> AsyncIterator[AsyncJob]:
         """Each Job once, as it ends. Raises WaitTimeout after `timeout_s`."""
         by_id = {job.id: job for job in jobs}
-        async for ended in self._engine.watch(list(by_id), timeout_s):
-            job = by_id[ended.id]
-            job._learn(ended)
-            yield job
+        since = {job.id: job._since for job in by_id.values()}
+        async for some in self._engine.watch(since, timeout_s):
+            for ended in some:
+                job = by_id[ended.id]
+                job._learn(ended)
+                yield job
 
     async def wait_all(
         self, jobs: Iterable[AsyncJob], timeout_s: float | None = None

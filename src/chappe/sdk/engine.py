@@ -26,9 +26,9 @@ from chappe.sdk.admin import Admin
 from chappe.sdk.config import Settings
 from chappe.sdk.drafts import Draft
 from chappe.sdk.errors import Ambiguous, Gone, Invalid, NotFound, WaitTimeout
-from chappe.sdk.feed import PATIENT, Ended, Feed
+from chappe.sdk.feed import PATIENT, Ended, Feed, Position, not_found
 from chappe.sdk.results import ResultFile
-from chappe.wire.events import Event, EventPage
+from chappe.wire.events import Event, EventPage, parse_cursor
 from chappe.wire.jobs import CreateReply, JobFilter, JobPage, JobView, QueryJobs, Why
 from chappe.wire.sites import Whoami
 
@@ -63,7 +63,7 @@ class Engine:
         self.settings = settings
         self.hub = HubClient(settings.url, settings.token, ca_file=settings.ca_file)
         self.admin = Admin(self.hub)
-        self.feed = Feed(self.hub, partial(self.views, retry=PATIENT))
+        self.feed = Feed(self.hub, partial(self._existing, retry=PATIENT))
         self._me: Whoami | None = None
         self._key: SigningKey | None = None
         self._sites: dict[str, str] = {}
@@ -109,13 +109,15 @@ class Engine:
 
     # --- submitting
 
-    async def submit(self, drafts: Sequence[Draft]) -> None:
+    async def submit(self, drafts: Sequence[Draft]) -> dict[str, Position]:
         """Create the Jobs of `drafts`; sending one twice creates it once.
 
-        Raises Invalid naming the first bad item. What travels in one request is created all or none.
+        Returns, for each Job that did not exist yet, where its Events begin. Raises Invalid naming the
+        first bad item. What travels in one request is created all or none.
         """
+        created: dict[str, Position] = {}
         if not drafts:
-            return
+            return created
         groups = sending.plan(drafts)
         names = {
             site for t in {id(d.template): d.template for d in drafts}.values() for site in t.sites
@@ -132,15 +134,23 @@ class Engine:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(senders):
-                    tasks.create_task(self._send(waiting, context))
+                    tasks.create_task(self._send(waiting, context, created))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+        return created
 
-    async def _send(self, waiting: Iterator[list[Draft]], context: sending.Context) -> None:
+    async def _send(
+        self,
+        waiting: Iterator[list[Draft]],
+        context: sending.Context,
+        created: dict[str, Position],
+    ) -> None:
         """Encode and post one group after the other, so that only a few bodies exist at once."""
         for group in waiting:
             for body in sending.encode(group, context):
-                await self.hub.request("POST", "/v1/jobs", body, CreateReply, retry=_SUBMIT)
+                reply = await self.hub.request("POST", "/v1/jobs", body, CreateReply, retry=_SUBMIT)
+                begin = parse_cursor(reply.cursor)
+                created.update((v.id, begin) for v in reply.verdicts if v.code == "created")
 
     # --- reading
 
@@ -150,14 +160,19 @@ class Engine:
 
     async def views(self, ids: Sequence[str], retry: RetryPolicy = RETRY) -> list[JobView]:
         """Jobs by their ids. Raises NotFound naming one that does not exist."""
+        found = await self._existing(ids, retry)
+        missing = set(ids).difference(view.id for view in found)
+        if missing:
+            raise not_found(missing)
+        return found
+
+    async def _existing(self, ids: Sequence[str], retry: RetryPolicy) -> list[JobView]:
+        """Those of the Jobs that exist."""
         found: list[JobView] = []
         for start in range(0, len(ids), limits.PAGE_MAX):
             some = list(ids[start : start + limits.PAGE_MAX])
             query = QueryJobs(JobFilter(ids=some), limit=len(some))
             page = await self.hub.request("POST", "/v1/jobs/query", query, JobPage, retry=retry)
-            if len(page.jobs) < len(some):
-                missing = set(some).difference(view.id for view in page.jobs)
-                raise NotFound(f"there is no job {min(missing)} (it may have been deleted)")
             found += page.jobs
         return found
 
@@ -261,23 +276,28 @@ class Engine:
 
     # --- waiting
 
-    async def watch(self, ids: Sequence[str], timeout_s: float | None) -> AsyncGenerator[Ended]:
-        """Each Job once, as it ends. Raises WaitTimeout when `timeout_s` pass first."""
+    async def watch(
+        self, jobs: Mapping[str, Position | None], timeout_s: float | None
+    ) -> AsyncGenerator[list[Ended]]:
+        """Each Job once, as it ends, some at a time. Raises WaitTimeout when `timeout_s` pass first.
+
+        `jobs` says where the Events of a Job begin, None when another client created it.
+        """
         loop = asyncio.get_running_loop()
         deadline = None if timeout_s is None else loop.time() + timeout_s
-        left = len(set(ids))
-        ended = self.feed.watch(ids)
+        left = total = len(jobs)
+        ended = self.feed.watch(jobs)
         async with contextlib.aclosing(ended):
             while left:
                 try:
                     async with asyncio.timeout_at(deadline):
-                        one = await anext(ended)
+                        some = await anext(ended)
                 except TimeoutError:
                     raise WaitTimeout(
-                        f"{left} of {len(set(ids))} jobs had not ended after {timeout_s:g} s; they go on"
+                        f"{left} of {total} jobs had not ended after {timeout_s:g} s; they go on"
                     ) from None
-                left -= 1
-                yield one
+                left -= len(some)
+                yield some
 
 
 def one_of(short: str, ids: Iterable[str], what: str) -> str:

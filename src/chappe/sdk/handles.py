@@ -8,7 +8,7 @@ from typing import Any, Self, Unpack
 from chappe.core.leases import Outcome
 from chappe.core.states import FINAL_PHASES
 from chappe.sdk.drafts import Draft, Options, Template, parameters_of
-from chappe.sdk.feed import Ended
+from chappe.sdk.feed import Ended, Position
 from chappe.wire.jobs import JobView
 
 _OK = "finished"
@@ -17,9 +17,9 @@ _OK = "finished"
 class JobHandle:
     """A Job by its id, and what was last heard of it. Reading these attributes sends nothing."""
 
-    __slots__ = ("attempt", "id", "name", "outcome", "phase", "state")
+    __slots__ = ("_since", "attempt", "id", "name", "outcome", "phase", "state")
 
-    def __init__(self, id: str, name: str = "") -> None:
+    def __init__(self, id: str, name: str = "", since: Position | None = None) -> None:
         self.id = id
         self.name = name
         #: Last known; CREATED until the Job is read or waited for.
@@ -30,6 +30,8 @@ class JobHandle:
         self.attempt = 0
         #: How its last attempt ended; None before that.
         self.outcome: Outcome | None = None
+        # Where its Events begin, until the Job is read or waited for.
+        self._since = since
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name or 'unnamed'} {self.id} {self.state}>"
@@ -53,6 +55,7 @@ class JobHandle:
     def _learn(self, news: JobView | Ended) -> None:
         self.state, self.phase = news.state, news.phase
         self.attempt, self.outcome = news.attempt, news.outcome
+        self._since = None
         view = news if isinstance(news, JobView) else news.view
         if view is not None:
             self.name = view.name
