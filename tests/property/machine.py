@@ -382,7 +382,7 @@ class LeaseMachine(MachineBase):
         elif what == "kill" and pilots:
             self._kill_hub(data.draw(st.sampled_from(pilots)))
         elif what == "restore" and self.copy is not None:
-            self._restore(*self.copy)
+            self._restore(*self.copy, elsewhere=data.draw(st.booleans()))
         else:
             self.copy = (self.rig.backup(), list(self.jobs))
 
@@ -407,9 +407,10 @@ class LeaseMachine(MachineBase):
             tuple(r) for r in before
         ]
 
-    def _restore(self, copy: bytes, jobs: list[str]) -> None:
-        """An older copy is put back by hand; then every pilot speaks, the one that saw most first."""
-        self.rig.put_back(copy)
+    def _restore(self, copy: bytes, jobs: list[str], *, elsewhere: bool) -> None:
+        """An older copy is put back by hand. Without the mark that lies beside the database, the Hub learns
+        that from the pilots, who speak at once, the one that saw most first."""
+        self.rig.put_back(copy, elsewhere=elsewhere)
         self._reopened()
         self.world.restored = True
         self.checker.forget()
@@ -429,5 +430,6 @@ class LeaseMachine(MachineBase):
                     hold.may_overlap = True
             for sent in pilot.in_flight:
                 sent.lost_past = True
-        for pilot in sorted(self._speakers(), key=lambda p: p.seen, reverse=True):
-            self._exchange(pilot)
+        if elsewhere:
+            for pilot in sorted(self._speakers(), key=lambda p: p.seen, reverse=True):
+                self._exchange(pilot)

@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from chappe.core.errors import Invalid, Unavailable
+from chappe.store.mark import Mark
 from chappe.store.migrate import migrate
+from chappe.store.tx import Tx
 from chappe.store.writer import Writer
 
 T = TypeVar("T")
+log = structlog.get_logger("chappe.store.db")
 READERS = 4
 
 #: f_type of statfs(2), from linux/magic.h and the file systems' own sources.
@@ -91,7 +95,9 @@ def open_store(url: str, *, clock: Callable[[], float]) -> Store:
         migrate(path)
         engine = _engine(path, writes=True)
         readers = _engine(path, writes=False)
-        writer = Writer(engine, clock)
+        mark = Mark(lock)
+        writer = Writer(engine, clock, mark.write)
+        _notice_a_restore(writer, mark)
     except (sqlite3.OperationalError, OperationalError) as e:
         os.close(lock)
         words = e.orig if isinstance(e, OperationalError) else e
@@ -109,6 +115,14 @@ def open_store(url: str, *, clock: Callable[[], float]) -> Store:
         os.close(lock)
 
     return Store(url, writer, readers, close)
+
+
+def _notice_a_restore(writer: Writer, mark: Mark) -> None:
+    """Begin a new incarnation if this file is an older copy of what was here before."""
+    marked = mark.read()
+    if marked > (writer.catalog.incarnation, writer.catalog.commit_no):
+        log.warning("an older database was put back", commits_lost_after=writer.catalog.commit_no)
+        writer.submit(Tx.renumber, marked[0] + 1).result()
 
 
 def _path_in(url: str) -> Path:

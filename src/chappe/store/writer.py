@@ -54,11 +54,17 @@ class WriterStats:
 
 
 class Writer:
-    """Runs commands `fn(tx, *args)` on its thread; `submit` returns a future set after the commit."""
+    """Runs commands `fn(tx, *args)` on its thread; `submit` returns a future set after the commit.
 
-    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+    `mark(incarnation, commit_no)` is called after each commit that wrote anything.
+    """
+
+    def __init__(
+        self, engine: Engine, clock: Callable[[], float], mark: Callable[[int, int], None]
+    ) -> None:
         self._engine = engine
         self._clock = clock
+        self._mark = mark
         self._quick: deque[_Command] = deque()
         self._bulk: deque[_Command] = deque()
         self._wake = threading.Condition()
@@ -139,6 +145,8 @@ class Writer:
             group[0].future.set_exception(error)
             return
         faults.reach("hub.after_commit")
+        if tx.written:
+            self._mark(self.catalog.incarnation, self.catalog.commit_no)
         self.heads.update(tx.effects.events)
         self.stats.commits += 1
         self.stats.commands += len(group)

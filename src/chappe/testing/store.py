@@ -179,9 +179,14 @@ class StoreRig:
                 source.backup(copy)
             return path.read_bytes()
 
-    def put_back(self, backup: bytes) -> None:
-        """Stop, put an older copy in the database's place by hand, start: nobody tells the Hub."""
+    def put_back(self, backup: bytes, *, elsewhere: bool = True) -> None:
+        """Stop, put an older copy in the database's place by hand, start: nobody tells the Hub.
+
+        `elsewhere`: as on another machine, without the mark that the Hub keeps beside its database.
+        """
         self.close()
+        if elsewhere:
+            Path(f"{self.path}.lock").unlink()
         for suffix in ("-wal", "-shm"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
         self.path.write_bytes(backup)
