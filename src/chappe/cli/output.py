@@ -48,7 +48,16 @@ STYLES = {
     "offline": "yellow",
 }
 
+#: Control characters as they are shown; a line's end and a tabulator are what they are.
+_SHOWN = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
+
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "bold red")}
+
+
+def plain(text: str) -> str:
+    """A text that others chose (a tag, a host's name, the end of an error output) as it may be printed:
+    a terminal obeys control characters, so they are shown and not sent."""
+    return text.replace("\r\n", "\n").translate(_SHOWN)
 
 
 class Out:
@@ -90,7 +99,7 @@ class Out:
     def say(self, text: str = "", style: str | None = None) -> None:
         """Print words (not with --json)."""
         if not self.as_json:
-            self.console.print(text, style=style, markup=False, soft_wrap=True)
+            self.console.print(plain(text), style=style, markup=False, soft_wrap=True)
 
     def many(
         self,
@@ -133,7 +142,7 @@ class Out:
             table.add_row(
                 *(
                     Text(
-                        cell,
+                        plain(cell),
                         STYLES.get(cell, ""),
                         no_wrap=not name.endswith("~"),
                         overflow="fold" if name.endswith("~") else "ellipsis",
@@ -159,7 +168,7 @@ class Out:
         if self.console.is_terminal:
             table = Table.grid(padding=(0, 2, 0, 0))
             for name, value in shown:
-                table.add_row(name, Text(value, STYLES.get(value, ""), overflow="fold"))
+                table.add_row(name, Text(plain(value), STYLES.get(value, ""), overflow="fold"))
             self.console.print(table)
             return
         width = max((len(name) for name, _ in shown), default=0)
@@ -201,10 +210,10 @@ def fail(out: Out, error: ChappeError) -> NoReturn:
         }
         text = msgspec.json.encode({"error": body}).decode()
     else:
-        text = click.style("error: ", fg="red") + error.message
+        text = click.style("error: ", fg="red") + plain(error.message)
         if error.field and error.field not in error.message:
-            text += f"\n  field: {error.field}"
-        text += _items(error.details)
+            text += plain(f"\n  field: {error.field}")
+        text += plain(_items(error.details))
     click.echo(text, err=True)
     sys.exit(exit_status(error))
 

@@ -9,7 +9,7 @@ import click
 
 from chappe.cli.job import print_change
 from chappe.cli.options import job_options, options_of
-from chappe.cli.output import FAILED, OK, Out, with_output
+from chappe.cli.output import FAILED, OK, Out, plain, with_output
 
 if TYPE_CHECKING:
     from chappe import JobView
@@ -43,7 +43,7 @@ def command(out: Out, site: str, argv: tuple[str, ...], detach: bool, **given: A
 
 def _tail(view: JobView) -> None:
     if view.outcome is not None and view.outcome.tail:
-        click.echo(view.outcome.tail.rstrip("\n"), err=True)
+        click.echo(plain(view.outcome.tail.rstrip("\n")), err=True)
 
 
 def _status(view: JobView) -> int:
