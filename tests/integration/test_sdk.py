@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import chappe
 from chappe import AsyncClient, Client
+from chappe.core import limits
 from chappe.sdk.errors import Conflict, Invalid, JobCancelled, JobFailed, NotFound
 from chappe.testing.hub import RunningHub
 from tests.integration import sdk_rig
@@ -174,6 +176,60 @@ async def test_many_waits_share_one_stream(hub: RunningHub, tmp_path: Path) -> N
         assert all(job.ok for job in await asyncio.gather(*waits))
     requests = [line for line in hub.log.splitlines() if "/v1/events/stream" in line]
     assert len(requests) <= 1
+
+
+async def test_jobs_of_its_own_are_not_read_and_ends_before_the_wait_are_told(
+    hub: RunningHub, tmp_path: Path
+) -> None:
+    async with (
+        world(hub) as w,
+        AsyncClient(config_file=hub.client_config, key=tmp_path / "key") as client,
+    ):
+        pilot = await w.pilot()
+        app = client.app("nop", site=w.site_id).options(retries=0)
+        failed, retried, early = await app.map([{}] * 3)
+        grants = {g.job: g for g in (await pilot.sync(slots=3)).grants}
+        exits = {failed.id: 1, retried.id: 1, early.id: 0}
+        await pilot.sync([pilot.end(g, exits[job]) for job, g in grants.items()], slots=0)
+        # Through another handle: this one does not hear of it.
+        await (await client.job(retried.id)).retry()
+        late = await app.submit()
+        wait = asyncio.create_task(client.wait_all([failed, retried, early, late], WITHIN_S))
+        reply = await pilot.sync(slots=2, wait_s=WITHIN_S)
+        assert {g.job for g in reply.grants} == {retried.id, late.id}
+        assert not wait.done()
+        await pilot.sync([pilot.end(grant) for grant in reply.grants], slots=0)
+        assert [job.ok for job in await wait] == [False, True, True, True]
+        assert (failed.attempt, retried.attempt) == (1, 2)
+
+
+async def test_filtered_events_are_read_to_the_end(hub: RunningHub, tmp_path: Path) -> None:
+    """Whole pages hold nothing that matches, before the first match and between two."""
+    async with (
+        world(hub) as w,
+        AsyncClient(config_file=hub.client_config, key=tmp_path / "key") as client,
+    ):
+        app = client.app("nop", site=w.site_id)
+        start = await client.cursor()
+        more_than_a_page: list[dict[str, Any]] = [{}] * (limits.PAGE_MAX + 1)
+
+        async def one_that_ends() -> str:
+            job = (await app.map(more_than_a_page))[-1]
+            assert await job.cancel() == "cancelled"
+            return job.id
+
+        jobs = [await one_that_ends() for _ in range(2)]
+        pilot = await w.pilot()
+        await app.map(more_than_a_page)
+        await client.admin.cancel_batch_job((await client.admin.batch_jobs())[0].id)
+
+        async def subjects(**filters: Any) -> list[str]:
+            return [event.subject async for event in client.events(cursor=start, **filters)]
+
+        assert await subjects(final=True) == jobs
+        assert pilot.session in await subjects(kinds=["session"])
+        assert await subjects(jobs=[jobs[1]], kinds=["job"]) == [jobs[1]] * 2
+        assert await subjects(kinds=["job.deleted"]) == []
 
 
 def test_the_quickstart_does_what_it_says(place: Place, repository: Path) -> None:
