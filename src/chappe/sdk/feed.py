@@ -232,7 +232,6 @@ class Feed:
 
     async def _reread(self) -> None:
         for watch in list(self._watches):
-            watch.pending = dict.fromkeys(watch.pending)
             missing = await self._read(watch, list(watch.pending))
             if missing:
                 watch.fail(not_found(missing))
