@@ -163,6 +163,18 @@ def test_errors_have_their_own_exit_status(place: Place, tmp_path: Path) -> None
     assert place.chappe("site", "rm", SITE).returncode == 5
 
 
+@pytest.mark.parametrize("command", ["job ls", "app ls", "app show wave"])
+def test_a_mistyped_site_is_answered_with_those_that_exist(place: Place, command: str) -> None:
+    done = place.chappe(*command.split(), "-s", "nowhere")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("error: there is no site 'nowhere' (there are: ")
+    assert SITE in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = place.chappe(*command.split(), "-s", "nowhere", "--json")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert json.loads(done.stderr)["error"]["code"] == "not_found"
+
+
 def test_a_site_by_the_command_line(place: Place, tmp_path: Path) -> None:
     directory = str(tmp_path / "lyon")
     (made,) = lines(place, "site", "init", directory)
