@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -125,8 +126,9 @@ def toml_list(texts: list[str]) -> str:
 
 def apps(record: Path) -> dict[str, str]:
     """One App of each form, by name."""
-    program = f"{sys.executable} -I {record}"
-    argv = toml_list([*program.split(), *re.findall(r"(?:--s=)?{{ . }}", VALUES)])
+    words = [sys.executable, "-I", str(record)]
+    program = shlex.join(words)
+    argv = toml_list([*words, *re.findall(r"(?:--s=)?{{ . }}", VALUES)])
     preamble = 'preamble = "export WAS=$#; set -- a b # a comment"\n'
     forms = {
         "argv": f"command = {argv}\n",
