@@ -247,6 +247,16 @@ async def test_a_long_way_back_is_not_gone(hub: FakeHub, feed: Feed) -> None:
     assert hub.reads == [["a"]]
 
 
+async def test_many_small_waits_begin_as_far_back_as_one_big_one(hub: FakeHub, feed: Feed) -> None:
+    hub.head = 3_000
+    waits = [asyncio.create_task(ends(feed, **{f"j{n}": 4 * n})) for n in range(500)]
+    await settle()
+    for n in range(500):
+        hub.say(f"j{n}", State.JOB_FINISHED, 1.0)
+    assert {e.id for wait in waits for e in await wait} == {f"j{n}" for n in range(500)}
+    assert (hub.streams, hub.reads) == (["1:0"], [])
+
+
 async def test_another_incarnations_position_is_no_position(hub: FakeHub, feed: Feed) -> None:
     hub.change("a", State.JOB_FINISHED, 1.0, announce=False)
     async with asyncio.timeout(10), aclosing(feed.watch({"a": (0, 5)})) as watch:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import msgspec
 
@@ -58,9 +58,11 @@ class Ended(msgspec.Struct, frozen=True):
 class _Watch:
     """One wait: what it still expects, and what it has to tell."""
 
-    def __init__(self, ids: Iterable[str]) -> None:
+    def __init__(self, jobs: Mapping[str, Position | None]) -> None:
         #: When each Job was last known not to have ended; None while nothing is known.
-        self.pending: dict[str, float | None] = dict.fromkeys(ids)
+        self.pending: dict[str, float | None] = dict.fromkeys(jobs)
+        #: Where the Events of its Jobs begin: few, since many are created at once.
+        self.begins = {one for one in set(jobs.values()) if one is not None}
         # All three are bounded by `pending`: each Job ends once.
         self.ready: list[Ended] = []
         self.doubts: dict[str, Ended] = {}
@@ -101,8 +103,8 @@ class Feed:
         left = len(watch.pending)
         self._enter(watch)
         try:
-            at = await self._begin(jobs)
-            ahead = {one for one in set(jobs.values()) if _ahead(one, at)}
+            at = await self._begin()
+            ahead = {one for one in watch.begins if _ahead(one, at)}
             missing = await self._read(watch, [job for job in jobs if jobs[job] not in ahead])
             if missing:
                 raise not_found(missing)
@@ -132,7 +134,7 @@ class Feed:
 
     # --- the stream
 
-    async def _begin(self, jobs: Mapping[str, Position | None]) -> Position:
+    async def _begin(self) -> Position:
         """Have the stream run; returns the position from where on all ends will be told."""
         if self._linger is not None:
             self._linger.cancel()
@@ -140,19 +142,17 @@ class Feed:
         if self._stream is None or self._stream.done():
             self._at = None
             self._ready = asyncio.get_running_loop().create_future()
-            self._stream = asyncio.create_task(self._follow(self._ready, jobs))
+            self._stream = asyncio.create_task(self._follow(self._ready))
         at = self._at
         assert self._ready is not None  # noqa: S101 - set wherever a stream is made
         # Shielded: a wait that is given up must not take the others' stream with it.
         began = await asyncio.shield(self._ready)
         return began if at is None else at
 
-    async def _follow(
-        self, ready: asyncio.Future[Position], jobs: Mapping[str, Position | None]
-    ) -> None:
+    async def _follow(self, ready: asyncio.Future[Position]) -> None:
         """Follow the stream for as long as it takes; what ends it ends the waits too."""
         try:
-            at = self._at = _start(jobs, await self._position(RETRY))
+            at = self._at = _start(self._watches, await self._position(RETRY))
             ready.set_result(at)
             while True:
                 try:
@@ -264,15 +264,16 @@ class Feed:
             self._stream = None
 
 
-def _start(jobs: Mapping[str, Position | None], now: Position) -> Position:
-    """Where a stream best begins for a wait: before the Events of as many Jobs as pays, or now."""
-    back = now[0], now[1] - _BACK - _BACK_PER_JOB * len(jobs)
-    return min((one for one in set(jobs.values()) if _ahead(one, back)), default=now)
+def _start(watches: Iterable[_Watch], now: Position) -> Position:
+    """Where a stream best begins for these waits: as far back as some Job's Events, and as pays; or now."""
+    jobs = sum(len(watch.pending) for watch in watches)
+    back = now[0], now[1] - _BACK - _BACK_PER_JOB * jobs
+    return min((b for w in watches for b in w.begins if _ahead(b, back)), default=now)
 
 
-def _ahead(one: Position | None, at: Position) -> TypeGuard[Position]:
+def _ahead(one: Position, at: Position) -> bool:
     """Whether a stream at `at` has not passed `one` yet, and will."""
-    return one is not None and one[0] == at[0] and one[1] >= at[1]
+    return one[0] == at[0] and one[1] >= at[1]
 
 
 def not_found(missing: Iterable[str]) -> NotFound:
