@@ -51,32 +51,38 @@ MUTANTS = {
         sync._apply_reports,
         "or row.epoch != report.epoch",
         "",
-        "stale_lease|I8|I11",
+        "stale_lease|I8|I11|illegal|applied",
         {**WORK, "stale": 6},
     ),
     "grants are disowned before they were read": Mutant(
         sync._take_back,
         "and (row.granted_request or 0) <= req.answered",
         "",
-        "I9|stale_lease",
+        "I9|stale_lease|granted",
         NET,
     ),
     "a repeated request is served anew": Mutant(
-        sync.sync, "if req.request_no <= session.last_request:", "if False:", "repeated", NET
+        sync.sync,
+        "if req.request_no <= session.last_request:",
+        "if False:",
+        "repeated|granted|I9",
+        NET,
     ),
     "takeover before the pilot's side has killed": Mutant(
-        leases.takeover_due, "> takeover_s", "> 0.5 * takeover_s", "I9|stale_lease", TIME
+        leases.takeover_due, "> takeover_s", "> 0.5 * takeover_s", "I9|stale_lease|granted", TIME
     ),
     "silence is death": Mutant(
         upkeep.silence,
         "    if not sessions:",
         "    for n in sessions:\n        session_dead(tx, n, Reason.SESSION_DEAD, '')\n    if True:",
-        "I9",
+        "I9|granted",
         TIME,
     ),
-    "children are forgotten": Mutant(changes._decide, "if not waiting:", "if True:", "I10", WORK),
+    "children are forgotten": Mutant(
+        changes._decide, "if not waiting:", "if True:", "I10|parents", WORK
+    ),
     "a freed job is not counted": Mutant(
-        changes.release, "if row.waits:", "if False:", "wait, not", NET
+        changes.release, "if row.waits:", "if False:", "wait, not|ck_shape_waiting", NET
     ),
 }
 
@@ -98,7 +104,7 @@ def test_a_broken_rule_is_found_out(name: str, monkeypatch: pytest.MonkeyPatch) 
         run_state_machine_as_test(
             LeaseMachine,
             settings=settings(
-                max_examples=300,
+                max_examples=1_000,
                 stateful_step_count=50,
                 derandomize=True,
                 database=None,
