@@ -13,21 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from chappe.testing.cluster import Cluster, until
+from chappe.testing.cluster import Cluster, patiently, until
 from chappe.testing.hub import HubFailed, start_hub
 from chappe.testing.site import RunningSite, crash_at
-from tests.chaos.points import Point, listed, named
+from tests.chaos.points import Point, listed, reached
 
 JOBS = 90
 WITH_RESULT = 10
+MOST_JOBS = 200
 FIRST_START = "chappe.hub.bootstrap"
 
 #: At which time a point kills, where the first (of the agent) or the second would be too early to hurt.
 NTH = {
-    "hub.before_commit": 8,
-    "hub.after_commit": 8,
-    "hub.after_answer": 8,
-    "hub.before_answer": 8,
+    "hub.before_commit": 15,
+    "hub.after_commit": 15,
+    "hub.after_answer": 15,
+    "hub.before_answer": 15,
     "pilot.after_claim": 20,
     "pilot.before_report_sync": 5,
     "pilot.after_report_ack": 3,
@@ -39,7 +40,7 @@ NTH = {
 #: Starts that one death may cost a Job: none, unless what died is what the Job ran in.
 ATTEMPTS = {"hub": 1, "agent": 2, "pilot": 1, "launcher": 2}
 
-POINTS = listed()
+POINTS = reached()
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +59,13 @@ def site(cluster: Cluster, request: pytest.FixtureRequest, tmp_path: Path) -> It
 
 
 def test_every_point_that_is_reached_is_listed() -> None:
-    assert named() == {point.name for point in POINTS}
+    assert {point.name for point in POINTS} == listed()
     assert len(POINTS) >= 20
 
 
 def armed(point: Point, directory: Path) -> dict[str, str]:
     nth = NTH.get(point.name, 1 if point.part == "agent" else 2)
-    return crash_at(point.name, nth, directory / "crashed")
+    return crash_at(point.name, nth, directory / point.name)
 
 
 def points_of(*parts: str) -> pytest.MarkDecorator:
@@ -72,32 +73,41 @@ def points_of(*parts: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("point", chosen, ids=[p.name for p in chosen])
 
 
-def run_jobs(cluster: Cluster, site: RunningSite, *, kill_the_allocation: bool = False) -> int:
-    """Run Jobs to their end, and judge; the highest attempt. The cluster must be tended."""
-    since = cluster.client.cursor()
-    jobs = cluster.submit(JOBS, site) + cluster.submit(WITH_RESULT, site, app="trace-result")
+def run_jobs(
+    cluster: Cluster,
+    site: RunningSite,
+    crashed: Path | None = None,
+    *,
+    kill_the_allocation: bool = False,
+) -> int:
+    """Run Jobs to their end, and more until `crashed` exists; then judge. The highest attempt."""
+    since = patiently(cluster.client.cursor)
+    results = cluster.submit(WITH_RESULT, site, app="trace-result")
+    jobs = results + cluster.submit(JOBS, site)
     if kill_the_allocation:
         until(lambda: cluster.ended(jobs) >= JOBS // 5, "the first ends")
         site.kill_allocations()
     cluster.wait(jobs)
+    while crashed is not None and not crashed.exists():
+        assert len(jobs) < MOST_JOBS, f"{crashed.name} was never reached"
+        more = cluster.submit(1, site)
+        cluster.wait(more)
+        jobs += more
     views = cluster.judge(jobs, since, site.traces)
     assert {view.state for view in views} == {"JOB_FINISHED"}, cluster.describe(jobs)
-    for job in jobs[JOBS:]:
+    for job in results:
         assert job.result() == [job.attempt]
-    return max(job.attempt for job in jobs)
+    return max(view.attempt for view in views)
 
 
 @points_of("hub")
 def test_the_hub_dies_at(point: Point, cluster: Cluster, site: RunningSite, tmp_path: Path) -> None:
-    site.start()
-    cluster.offers(site)
-    until(lambda: cluster.heard_at(site), "a pilot asks for work")
     with suppress(HubFailed):
         cluster.hub.restart(armed(point, tmp_path))
     with cluster.tended():
-        attempts = run_jobs(cluster, site)
-    assert (tmp_path / "crashed").exists(), f"{point.name} was never reached"
-    assert attempts <= ATTEMPTS["hub"]
+        site.start()
+        cluster.offers(site)
+        assert run_jobs(cluster, site, tmp_path / point.name) <= ATTEMPTS["hub"]
 
 
 @points_of("agent", "pilot", "launcher")
@@ -109,8 +119,8 @@ def test_a_part_of_a_site_dies_at(
     with cluster.tended():
         cluster.offers(site)
         # What the agent does for the dead it does only when there are some.
-        attempts = run_jobs(cluster, site, kill_the_allocation=point.part == "agent")
-        until((tmp_path / "crashed").exists, f"{point.name} is reached")
+        agent = point.part == "agent"
+        attempts = run_jobs(cluster, site, tmp_path / point.name, kill_the_allocation=agent)
     assert attempts <= ATTEMPTS[point.part]
 
 

@@ -15,6 +15,7 @@ from chappe.core.errors import Unavailable
 from chappe.link.http import NO_RETRY, HubClient
 from chappe.sdk.config import Settings
 from chappe.testing.cluster import Cluster, until
+from chappe.testing.hub import HubFailed
 from tests.conftest import Require
 
 SIZE_MIB = 32
@@ -105,7 +106,8 @@ async def ask_for_a_token(settings: Settings) -> None:
 
 
 def test_at_the_hub(tmp_path: Path, small_disk: SmallDisk) -> None:
-    """Requests that write are refused in words; readers are served; ends wait with their pilots."""
+    """Requests that write are refused in words; readers are served; ends wait with their pilots. A hub that
+    begins on a full disk says so, and leaves its database as it is."""
     with Cluster(tmp_path / "cluster", data=small_disk.path / "hub") as cluster:
         site = cluster.site("paris")
         site.start()
@@ -130,3 +132,12 @@ def test_at_the_hub(tmp_path: Path, small_disk: SmallDisk) -> None:
         assert {(v.state, v.attempt) for v in views} == {("JOB_FINISHED", 1)}, cluster.describe(
             jobs
         )
+        cluster.hub.stop()
+        small_disk.fill()
+        with pytest.raises(HubFailed, match="is there space on its disk"):
+            cluster.hub.start()
+        small_disk.free()
+        cluster.hub.start()
+        more = cluster.submit(20, site)
+        cluster.wait(more)
+        cluster.judge(jobs + more)

@@ -17,12 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
+from chappe.core.errors import ChappeError
 from chappe.sdk.drafts import Options
 from chappe.sdk.errors import WaitTimeout
 from chappe.sdk.sync import Client, Job
 from chappe.site.init import HubAccess
 from chappe.testing.history import check, read_traces
-from chappe.testing.hub import RunningHub, start_hub
+from chappe.testing.hub import HubFailed, RunningHub, start_hub
 from chappe.testing.relay import Relay
 from chappe.testing.site import RunningSite
 from chappe.wire.jobs import JobView
@@ -43,6 +44,18 @@ def until(condition: Callable[[], T], what: str, within_s: float = WITHIN_S) -> 
     return value
 
 
+def patiently(call: Callable[[], T], within_s: float = WITHIN_S) -> T:
+    """What `call` returns, repeated while the Hub is away: a client gives up after seconds."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            return call()
+        except ChappeError as error:
+            if not error.transient or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_S)
+
+
 class Cluster:
     """One Hub, its user's client, and Sites, with all files below `directory`. A context manager."""
 
@@ -51,7 +64,7 @@ class Cluster:
         self.traces = directory / "traces"
         self.traces.mkdir(parents=True)
         self.hub: RunningHub = start_hub(hub.pop("data", directory / "hub"), **hub)
-        self.hub_wanted = True
+        self._hub_killed = False
         self.sites: list[RunningSite] = []
         self.relays: list[Relay] = []
         self.client = Client(config_file=self.hub.client_config, key=directory / "key")
@@ -103,11 +116,23 @@ class Cluster:
         self.relays.append(relay)
         return relay, f"https://127.0.0.1:{relay.address[1]}"
 
+    def kill_hub(self) -> bool:
+        """Kill the Hub; whether it lived. Where the cluster is tended, only the tender reaps it."""
+        self._hub_killed = self.hub.process.poll() is None
+        self.hub.process.kill()
+        return self._hub_killed
+
     def tend(self) -> None:
         """Start again what died and should be there."""
-        if self.hub_wanted and self.hub.process.poll() is not None:
+        if self.hub.process.poll() is not None:
             self.hub.wait_dead()
-            self.hub.start()
+            self._hub_killed = False
+            try:
+                self.hub.start()
+            except HubFailed:
+                # Killed while it started: it is started again the next time.
+                if not self._hub_killed:
+                    raise
         for site in self.sites:
             if site.wanted and not site.agent_up:
                 site.start()
@@ -132,15 +157,15 @@ class Cluster:
         finally:
             over.set()
             tender.join()
-        if failures:
-            raise failures[0]
+            if failures:
+                raise failures[0]
 
     # --- Jobs
 
     def offers(self, *sites: RunningSite) -> None:
         """Wait until the Hub knows the Apps of these Sites."""
         for site in sites:
-            until(partial(self.client.apps, site.id), f"the apps of {site.name}")
+            until(partial(patiently, partial(self.client.apps, site.id)), f"apps of {site.name}")
 
     def heard_at(self, site: RunningSite) -> float:
         """When a pilot of this Site last asked for work (seconds since 1970); 0 before the first time."""
@@ -167,18 +192,25 @@ class Cluster:
         elif beats is not None:
             options["env"] = {"BEATS": str(beats), "BEAT_S": str(beat_s)}
         draft = self.client.app(app, sites=[site.name for site in sites]).options(**options)
-        return self.client.submit(draft() for _ in range(count))
+        drafts = [draft() for _ in range(count)]
+        return patiently(lambda: self.client.submit(drafts))
 
     def wait(self, jobs: Sequence[Job], within_s: float = WITHIN_S) -> None:
         """Wait until all have ended. Raises AssertionError with all that helps to see why not."""
-        try:
-            self.client.wait_all(jobs, within_s)
-        except WaitTimeout as late:
-            raise AssertionError(f"{late}\n{self.describe(jobs)}") from None
+        deadline = time.monotonic() + within_s
+
+        def wait() -> None:
+            try:
+                self.client.wait_all(jobs, deadline - time.monotonic())
+            except WaitTimeout as late:
+                raise AssertionError(f"{late}\n{self.describe(jobs)}") from None
+
+        patiently(wait, within_s)
 
     def views(self, jobs: Iterable[Job]) -> list[JobView]:
         """These Jobs as the Hub shows them."""
-        return list(self.client.views(ids=[job.id for job in jobs]))
+        ids = [job.id for job in jobs]
+        return patiently(lambda: list(self.client.views(ids=ids)))
 
     def ended(self, jobs: Iterable[Job]) -> int:
         """How many of these have ended."""
@@ -195,7 +227,7 @@ class Cluster:
         the cursor `since` on. The traces of `forgotten` Jobs are left out. Raises AssertionError with what
         is wrong."""
         views = self.views(jobs)
-        events = list(self.client.events(cursor=since))
+        events = patiently(lambda: list(self.client.events(cursor=since)))
         traced = read_traces(traces or self.traces)
         for job in forgotten:
             traced.pop(job.id, None)

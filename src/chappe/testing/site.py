@@ -173,14 +173,16 @@ class RunningSite:
         """End the agent in peace; pilots go on. Harmless when there is none."""
         self._end(signal.SIGTERM)
 
-    def kill_agent(self) -> None:
-        """Kill the agent, and nothing else."""
-        self._end(signal.SIGKILL)
+    def kill_agent(self) -> bool:
+        """Kill the agent, and nothing else; whether it lived."""
+        return self._end(signal.SIGKILL)
 
-    def _end(self, signum: signal.Signals) -> None:
-        if self._agent is not None:
-            self._agent.send_signal(signum)
-            self._agent.wait(STOP_WITHIN_S)
+    def _end(self, signum: signal.Signals) -> bool:
+        if self._agent is None or self._agent.poll() is not None:
+            return False
+        self._agent.send_signal(signum)
+        self._agent.wait(STOP_WITHIN_S)
+        return True
 
     # --- allocations
 

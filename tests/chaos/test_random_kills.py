@@ -1,0 +1,69 @@
+"""`kill -9` of parts chosen by chance, at moments chosen by chance, while 2 000 Jobs run at two sites.
+
+The seed is the test's parameter, printed with its name. CHAPPE_CHAOS_SEEDS=N runs the seeds 1 to N; one seed
+does the same kills in the same order, at the same distances in time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from chappe.testing.cluster import Cluster
+from chappe.testing.site import RunningSite
+
+SEEDS = range(1, int(os.environ.get("CHAPPE_CHAOS_SEEDS", "1")) + 1)
+JOBS = 2_000
+KILLS = 20
+#: Parts, and how often each is chosen.
+PARTS = {"hub": 4, "agent": 3, "pilot": 5, "launcher": 5, "allocation": 3}
+#: Every death of a launcher or an allocation costs what it ran an attempt.
+RETRIES = 5 * KILLS
+
+
+def kill(cluster: Cluster, part: str, site: RunningSite) -> bool:
+    """Kill a part (of `site`, or the hub), if it is there."""
+    match part:
+        case "hub":
+            return cluster.kill_hub()
+        case "agent":
+            return site.kill_agent()
+        case "pilot":
+            return site.signal(site.pilots())
+        case "launcher":
+            return site.signal(site.launchers())
+        case _:
+            return site.kill_allocations()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_kills(seed: int, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    with Cluster(tmp_path / "cluster") as cluster:
+        sites = [cluster.site(name, slots=4) for name in ("paris", "toulouse")]
+        for site in sites:
+            site.start()
+        cluster.offers(*sites)
+        half = JOBS // 2
+        jobs = cluster.submit(half, *sites, retries=RETRIES)
+        for site in sites:
+            jobs += cluster.submit(half // 2 - 100, site, retries=RETRIES)
+            jobs += cluster.submit(100, site, app="trace-result", retries=RETRIES)
+        killed = []
+        with cluster.tended():
+            for _ in range(KILLS):
+                time.sleep(chance.uniform(0.1, 1.5))
+                (part,) = chance.choices(list(PARTS), list(PARTS.values()))
+                site = chance.choice(sites)
+                if kill(cluster, part, site):
+                    killed.append(f"{part} {site.name}")
+            print(f"seed {seed}: killed {', '.join(killed)}; {cluster.ended(jobs)} ended by then")
+            cluster.wait(jobs, 240.0)
+        views = cluster.judge(jobs)
+        assert {view.state for view in views} == {"JOB_FINISHED"}, cluster.describe(jobs)
+        print(f"attempts: {max(view.attempt for view in views)} at most")
