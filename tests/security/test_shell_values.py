@@ -156,6 +156,9 @@ class Shop:
         for name, text in apps(record).items():
             (self.paths.apps / f"{name}.toml").write_text(text)
         daemon.start(self.paths.root)
+
+    def open(self) -> None:
+        """Return when the Hub knows the Apps."""
         site = f"/v1/apps?site={self.made.id}"
         wait_until(lambda: len(self.get(site)["apps"]) == 5, "the apps are published")
 
@@ -197,6 +200,7 @@ class Shop:
 def shop(tmp_path_factory: pytest.TempPathFactory, open_hub: RunningHub) -> Iterator[Shop]:
     made = Shop(tmp_path_factory.mktemp("shop"), open_hub)
     try:
+        made.open()
         yield made
     finally:
         made.close()
