@@ -126,7 +126,7 @@ def taken_over(directory: Path, over: Event) -> None:
         relay, url = cluster.relay()
         cut = cluster.site("cut", url=url, slots=2, beats=400, beat_s=0.5)
         frozen = cluster.site("frozen", slots=1, beats=400, beat_s=0.5)
-        other = cluster.site("other", slots=2, keep=0, beats=2)
+        other = cluster.site("other", slots=2, keep=0, beats=6, beat_s=0.5)
         for site in (cut, frozen, other):
             site.start()
         cluster.offers(cut, frozen, other)

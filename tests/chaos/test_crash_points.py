@@ -18,8 +18,9 @@ from chappe.testing.hub import HubFailed, start_hub
 from chappe.testing.site import RunningSite, crash_at
 from tests.chaos.points import Point, listed, reached
 
-JOBS = 90
+LONG = 2
 WITH_RESULT = 10
+SHORT = 90
 MOST_JOBS = 200
 FIRST_START = "chappe.hub.bootstrap"
 
@@ -82,10 +83,12 @@ def run_jobs(
 ) -> int:
     """Run Jobs to their end, and more until `crashed` exists; then judge. The highest attempt."""
     since = patiently(cluster.client.cursor)
+    # The long ones are there when a part dies; if two runs of one lived at once, it would be seen.
+    jobs = cluster.submit(LONG, site, beats=30, beat_s=0.05, priority=1, estimate_s=1.5)
     results = cluster.submit(WITH_RESULT, site, app="trace-result")
-    jobs = results + cluster.submit(JOBS, site)
+    jobs += results + cluster.submit(SHORT, site)
     if kill_the_allocation:
-        until(lambda: cluster.ended(jobs) >= JOBS // 5, "the first ends")
+        until(lambda: cluster.ended(jobs) >= SHORT // 5, "the first ends")
         site.kill_allocations()
     cluster.wait(jobs)
     while crashed is not None and not crashed.exists():

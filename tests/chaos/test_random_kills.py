@@ -53,7 +53,11 @@ def test_random_kills(seed: int, tmp_path: Path) -> None:
         jobs = cluster.submit(half, *sites, retries=RETRIES)
         for site in sites:
             jobs += cluster.submit(half // 2 - 100, site, retries=RETRIES)
-            jobs += cluster.submit(100, site, app="trace-result", retries=RETRIES)
+            jobs += cluster.submit(80, site, app="trace-result", retries=RETRIES)
+            # Long enough that two runs at once would be seen.
+            jobs += cluster.submit(
+                20, site, beats=20, beat_s=0.05, estimate_s=1.0, priority=1, retries=RETRIES
+            )
         killed = []
         with cluster.tended():
             for _ in range(KILLS):
