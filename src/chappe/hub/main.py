@@ -146,7 +146,13 @@ def _serve(
 
 def _say_ready(options: HubOptions, url: str) -> None:
     gc.freeze()
+    # A request of 1 000 Jobs makes tens of thousands of objects, all of which end with it: at the default
+    # threshold of 700, each is looked at for cycles many times.
+    gc.set_threshold(50_000, 20, 20)
     gc.enable()
+    # The writer's thread and the loop take turns at the interpreter. At the default of 5 ms, an acquire
+    # beside large creates waits for several such turns.
+    sys.setswitchinterval(0.0005)
     line = f"hub ready {url}"
     if options.ready_file is not None:
         from chappe.link.files import write_atomic

@@ -2,8 +2,8 @@
 
 A durable commit costs an fsync, so commands share one: whatever waits when the thread is free is
 executed in order, committed once, then answered. There is no gathering delay; under load the fsync
-itself is the gathering. Bulk commands (creates) wait in a lane of their own and enter one at a time, so
-that a small acquire never stands behind a long queue of large creates.
+itself is the gathering. Bulk commands (large creates) wait in a lane of their own and are committed one at
+a time, when nothing quick waits, so that a small acquire stands behind one large create at most.
 
 A group in which one command fails unexpectedly is rolled back and retried command by command. A command
 that refuses (a ChappeError before its first write) harms nobody and is answered with its refusal.
@@ -29,6 +29,9 @@ from chappe.store import catalog as catalogs
 from chappe.store.tx import Effects, Tx
 
 T = TypeVar("T")
+
+#: How many groups of quick commands may go before a bulk command that waits.
+PASSES = 4
 
 CRASH_POINTS = ("hub.before_commit", "hub.after_commit", "hub.after_answer")
 
@@ -70,6 +73,7 @@ class Writer:
         self._wake = threading.Condition()
         self._stopping = False
         self._reload = False
+        self._passed = 0
         self.on_commit: Callable[[Effects], None] = lambda _effects: None
         self.stats = WriterStats()
         with engine.begin() as conn:
@@ -109,10 +113,7 @@ class Writer:
                 with self._wake:
                     while not (self._quick or self._bulk or self._stopping):
                         self._wake.wait()
-                    group = list(self._quick)
-                    self._quick.clear()
-                    if self._bulk:
-                        group.append(self._bulk.popleft())
+                    group = self._next_group()
                 if not group:
                     return
                 group = [c for c in group if c.future.set_running_or_notify_cancel()]
@@ -122,6 +123,20 @@ class Writer:
                 self._commit(conn, group)
                 self.stats.busy_s += time.perf_counter() - started
                 self.stats.largest_group = max(self.stats.largest_group, len(group))
+
+    def _next_group(self) -> list[_Command]:
+        """All quick commands, or one bulk command.
+
+        An acquire that shared its transaction with a create of 1 000 Jobs would wait for all of it. After
+        PASSES groups that passed it, a bulk command has its turn.
+        """
+        if self._bulk and (not self._quick or self._passed >= PASSES):
+            self._passed = 0
+            return [self._bulk.popleft()]
+        self._passed += bool(self._bulk)
+        group = list(self._quick)
+        self._quick.clear()
+        return group
 
     def _commit(self, conn: Connection, group: list[_Command]) -> None:
         """Execute a group in one transaction; if it fails, each command in one of its own."""
