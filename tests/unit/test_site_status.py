@@ -78,3 +78,13 @@ def test_a_damaged_file_proves_nothing(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "agent.json"
     path.write_bytes(content)
     assert status.read(path) is None
+
+
+def test_those_before_an_agent_that_is_over_are_over_as_well(mine: PidFile) -> None:
+    older = tuple(new_id() for _ in range(status.BEFORE_MOST))
+    gone = changed(mine, start=mine.start - 1, before=older)
+    starting = changed(gone, agent=new_id())
+    assert status.over(None) == ()
+    assert status.over(mine, None) == (), "it runs"
+    assert status.over(gone, gone) == (mine.agent, *older)[: status.BEFORE_MOST], "each once"
+    assert status.over(starting, gone)[-1] != older[-1], "and not for ever more"

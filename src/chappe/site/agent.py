@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from chappe import __version__
-from chappe.core import limits
+from chappe.core import faults, limits
 from chappe.core.errors import ChappeError, Invalid
 from chappe.link.clock import boottime, new_id, now
 from chappe.link.http import HubClient
@@ -35,6 +35,7 @@ from chappe.site.watch import watch
 log = structlog.get_logger()
 
 CRASH_POINTS = (
+    "agent.after_greeting",
     "agent.after_registered",
     "agent.after_intent",
     "agent.after_submit",
@@ -133,16 +134,18 @@ async def serve(directory: Path, on_ready: Callable[[], None]) -> None:
     found = status.read(paths.pid_file)
     status.refuse_second(paths.pid_file, found)
     agent = new_id()
-    previous = found.agent if found is not None and found.proven_over else None
+    before = status.over(found, status.read(paths.starting_file))
+    status.write(paths.starting_file, agent, before)
     user_agent = f"chappe-agent/{__version__}"
     ca_file = config.ca_path(paths.root)
     async with HubClient(config.hub.url, token, ca_file=ca_file, user_agent=user_agent) as hub:
-        greeted = await _first_word(hub, config.site.id, agent, previous, found)
+        greeted = await _first_word(hub, config.site.id, agent, before, found)
+        faults.reach("agent.after_greeting")
         # From here on this is the agent: nobody else writes in outbox/.
-        mine = status.write(paths.pid_file, agent)
+        mine = status.write(paths.pid_file, agent, () if greeted else before)
         book = Book(paths.book)
         try:
-            link = AgentId(agent, previous, greeted)
+            link = AgentId(agent, before, greeted)
             await _run(paths, config, hub, book, link, on_ready)
         finally:
             book.close()
@@ -154,7 +157,7 @@ async def _first_word(
     hub: HubClient,
     site: str,
     agent: str,
-    previous: str | None,
+    before: tuple[str, ...],
     found: status.PidFile | None,
 ) -> bool:
     """Greet the Hub before anything is touched, so that a second agent ends here; whether it answered.
@@ -163,12 +166,12 @@ async def _first_word(
     only the Hub can tell. After a restart of this machine the Hub may believe in the last agent for a
     while; that is waited for. Raises AgentRunning.
     """
-    restarted = found is not None and found.presence is Presence.CRASHED and previous is None
+    restarted = found is not None and found.presence is Presence.CRASHED and not before
     patience_s = limits.SESSION_TTL_S + HELLO_AGAIN_S if restarted else 0.0
     began = boottime()
     while True:
         try:
-            await greet(hub, site, agent, previous)
+            await greet(hub, site, agent, before)
             return True
         except AgentRunning:
             if boottime() - began > patience_s:
@@ -176,7 +179,7 @@ async def _first_word(
             log.info("waiting for the hub to forget the agent before the restart of this machine")
         except ChappeError as e:
             log.warning("the hub could not be greeted yet", error=e.message, code=e.code)
-            if found is None or previous is not None:
+            if found is None or before:
                 return False
         await asyncio.sleep(HELLO_AGAIN_S)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import structlog
@@ -50,26 +51,30 @@ class Superseded(ChappeError):
 
 
 class AgentId(NamedTuple):
-    """Which agent this process is, its predecessor if known to be over, and whether the Hub greeted it."""
+    """Which agent this process is, which before it are over, and whether the Hub heard its greeting."""
 
     agent: str
-    previous: str | None
+    before: tuple[str, ...]
     greeted: bool
 
 
-async def greet(hub: HubClient, site: str, agent: str, previous: str | None) -> None:
-    """Say that this agent serves the Site now. Raises AgentRunning, or what the Hub answers."""
-    try:
-        await hub.request(
-            "POST",
-            f"/v1/sites/{site}/agent",
-            AgentHello(agent, hostname(), previous),
-            retry=NO_RETRY,
-        )
-    except Conflict as e:
-        if e.code != "agent_present":
-            raise
-        raise AgentRunning(f"this agent was not started: {e.message}") from None
+async def greet(hub: HubClient, site: str, agent: str, before: Sequence[str]) -> None:
+    """Say that this agent serves the Site now; `before` are agents that are over, of which the Hub may have
+    heard one last. Raises AgentRunning, or what the Hub answers."""
+    for previous in before or (None,):
+        try:
+            await hub.request(
+                "POST",
+                f"/v1/sites/{site}/agent",
+                AgentHello(agent, hostname(), previous),
+                retry=NO_RETRY,
+            )
+            return
+        except Conflict as e:
+            if e.code != "agent_present":
+                raise
+            refusal = e
+    raise AgentRunning(f"this agent was not started: {refusal.message}")
 
 
 class HubLoop:
@@ -121,7 +126,7 @@ class HubLoop:
 
     async def _listen_once(self) -> bool:
         if not self._greeted:
-            await greet(self._hub, self._site, self._me.agent, self._me.previous)
+            await greet(self._hub, self._site, self._me.agent, self._me.before)
             self._greeted = True
         if not self._asked:
             listing = await self._hub.request(

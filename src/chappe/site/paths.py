@@ -78,6 +78,11 @@ class SitePaths:
         return self.outbox / "agent.json"
 
     @property
+    def starting_file(self) -> Path:
+        """Which process is about to be the agent."""
+        return self.outbox / "agent-starting.json"
+
+    @property
     def scheduler_records(self) -> Path:
         """What a scheduler adapter keeps."""
         return self.outbox / "scheduler"

@@ -4,6 +4,10 @@ A number alone proves nothing: pids are reused, and a Site's directory may be mo
 file also names the host, the boot and the start of the process. The last agent is known to be over when it
 wrote down its orderly end, or when host and boot are ours and that very process is gone; then its id goes
 to the Hub, which else refuses a second agent for as long as the first is heard.
+
+Which agent the Hub heard last is not always the last one: an agent may be killed before it could greet the
+Hub, or between its greeting and its pid file. So each also names those before it that the Hub may still
+believe in, and says so in a file of its own before it greets.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from chappe.link.clock import now
 from chappe.link.files import write_atomic
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+BEFORE_MOST = 8
 
 
 class AgentRunning(Conflict):
@@ -40,7 +45,8 @@ class Presence(StrEnum):
 class PidFile(msgspec.Struct, frozen=True, omit_defaults=True):
     """The process that is the agent, or was until `stopped_at`.
 
-    `start` is in clock ticks since boot, `since` and `stopped_at` in seconds since 1970.
+    `start` is in clock ticks since boot, `since` and `stopped_at` in seconds since 1970. `before` are agents
+    that are over, and that the Hub may have heard last, newest first.
     """
 
     agent: str
@@ -50,6 +56,7 @@ class PidFile(msgspec.Struct, frozen=True, omit_defaults=True):
     boot: str
     since: float
     stopped_at: float | None = None
+    before: tuple[str, ...] = ()
 
     @property
     def presence(self) -> Presence:
@@ -87,12 +94,23 @@ def read(path: Path) -> PidFile | None:
     return None
 
 
-def write(path: Path, agent: str) -> PidFile:
-    """Say that this process is the agent."""
+def over(*found: PidFile | None) -> tuple[str, ...]:
+    """The agents of these files that are certainly over, with those before them."""
+    ids = [
+        id
+        for one in found
+        if one is not None and one.proven_over
+        for id in (one.agent, *one.before)
+    ]
+    return tuple(dict.fromkeys(ids))[:BEFORE_MOST]
+
+
+def write(path: Path, agent: str, before: tuple[str, ...] = ()) -> PidFile:
+    """Say that this process is the agent, or is about to be."""
     pid = os.getpid()
     start = started(pid)
     assert start is not None, "a process sees itself in /proc"  # noqa: S101
-    mine = PidFile(agent, pid, start, hostname(), boot_id(), now())
+    mine = PidFile(agent, pid, start, hostname(), boot_id(), now(), before=before)
     write_atomic(path, msgspec.json.encode(mine), 0o600)
     return mine
 
