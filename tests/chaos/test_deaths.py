@@ -69,3 +69,21 @@ def test_what_a_dead_allocation_had_not_told_is_told_by_the_agent(
     assert {attempts[id] for id in ran - {job.id for job in ending}} == {2}
     for job in ending[3:]:
         assert job.result() == [1]
+
+
+def test_an_agent_that_never_met_the_hub_is_no_obstacle_for_the_next(cluster: Cluster) -> None:
+    """The hub believes in the agent that it heard last, and that one was not the last to die."""
+    site = cluster.site("paris")
+    site.start()
+    cluster.offers(site)
+    cluster.hub.kill9()
+    for _ in range(2):
+        site.kill_agent()
+        site.start()
+    site.kill_agent()
+    cluster.hub.start()
+    site.start()
+    jobs = cluster.submit(5, site)
+    cluster.wait(jobs)
+    cluster.judge(jobs)
+    assert site.agent_up
