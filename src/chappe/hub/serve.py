@@ -36,6 +36,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._ready = ready
         self._stop = stop
+        self._asked = ""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, then say so."""
@@ -44,12 +45,16 @@ class Server(uvicorn.Server):
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal: stop. A stop that was asked for is no failure, so the signal is not raised again."""
-        log.info("stopping", signal=signal.Signals(sig).name)
+        """A signal: stop. A stop that was asked for is no failure, so the signal is not raised again.
+
+        Nothing is logged here: this interrupts the main thread anywhere, also where it holds the log's lock.
+        """
+        self._asked = signal.Signals(sig).name
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer, close, and cut what does not close."""
+        log.info("stopping", signal=self._asked)
         for server in self.servers:
             server.close()
         self._stop()

@@ -1,0 +1,26 @@
+"""Stopping the Hub's server."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from chappe.hub import serve
+from chappe.hub.tls import Files
+
+
+class _HeldLog:
+    """A log whose lock is held by the code that a signal interrupts: to log would wait for ever."""
+
+    def info(self, *_: object, **__: object) -> None:
+        raise AssertionError("logged while the log's lock is held")
+
+
+def test_a_signal_takes_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "log", _HeldLog())
+    config = serve.config(object(), Files(Path("cert.pem"), Path("key.pem"), Path("ca.pem")))
+    server = serve.Server(config, ready=lambda: None, stop=lambda: None)
+    server.handle_exit(signal.SIGTERM, None)
+    assert server.should_exit
