@@ -43,7 +43,9 @@ class RetryOn(StrEnum):
     LOST = "lost"
 
 
-class Resources(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Resources(
+    msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False
+):
     """What one Job needs. `cores` and `mem_bytes` are per node, `ranks` in all, `gpus` per node.
 
     `wall_s` is the limit (TERM, then KILL); `estimate_s` the expected wall-clock time, used to prefetch
@@ -59,7 +61,9 @@ class Resources(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     gpus: int = 0
 
 
-class Retries(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Retries(
+    msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False
+):
     """How often a Job may be started again, after which outcomes, and how long to wait (doubling)."""
 
     max: int = 2
@@ -67,14 +71,16 @@ class Retries(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     backoff_s: float = 0.0
 
 
-class AppRef(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class AppRef(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """An App by name; a version, when given, must be the Site's own."""
 
     name: str
     version: str | None = None
 
 
-class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class JobSpec(
+    msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False
+):
     """The signed part of a Job. Exactly one of `app` and `command` is given.
 
     `sites` are the ids of the Sites that may run it; `workdir` is relative to the Site's data
@@ -104,7 +110,9 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
         return 1 + self.retries.max
 
 
-class Envelope(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Envelope(
+    msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False
+):
     """The unsigned part: what people and tools attach to a Job. A higher priority runs first."""
 
     tags: dict[str, str] = {}

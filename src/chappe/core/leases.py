@@ -68,7 +68,7 @@ class Verdict(StrEnum):
     REFUSED = "refused"
 
 
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What a run used, from wait4(2)."""
 
     wall_s: float = 0.0
@@ -78,7 +78,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     written_bytes: int = 0
 
 
-class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """How the last attempt ended: kept in the Job's row and in the Event that ends the attempt."""
 
     reason: Reason
@@ -95,7 +95,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.reason is Reason.EXIT and self.exit == 0
 
 
-class Held(msgspec.Struct, frozen=True):
+class Held(msgspec.Struct, frozen=True, gc=False):
     """The part of a Job's row that decisions about its lease need."""
 
     state: State
@@ -105,7 +105,7 @@ class Held(msgspec.Struct, frozen=True):
     retries: Retries
 
 
-class Step(msgspec.Struct, frozen=True):
+class Step(msgspec.Struct, frozen=True, gc=False):
     """One Event of a decision."""
 
     old: State | None
@@ -115,7 +115,7 @@ class Step(msgspec.Struct, frozen=True):
     assumed: bool = False
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """What becomes of a Job: its new state, the Events that lead there, and whether it is free again."""
 
     state: State

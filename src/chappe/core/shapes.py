@@ -23,7 +23,7 @@ LADDER_S: tuple[int, ...] = (
 )
 
 
-class Shape(msgspec.Struct, frozen=True, omit_defaults=True):
+class Shape(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What matching needs to know of a Job. `wall_s` 0 means that the Job set no limit."""
 
     sites: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import IntEnum
 
 import msgspec
@@ -82,7 +83,8 @@ class Holding:
         self.priority = grant.priority
         self.request_no = 0
         self.spec = bytes(grant.spec)
-        self.submission = grant.submission
+        # Hundreds of grants name one submission: they share the text.
+        self.submission = None if grant.submission is None else sys.intern(grant.submission)
         self.idx = grant.idx
         self.sent_at = sent_at
         self.order = order

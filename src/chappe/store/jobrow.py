@@ -20,7 +20,7 @@ _DEFAULT_RETRIES = Retries()
 _decode_retries = msgspec.json.Decoder(Retries).decode
 
 
-class JobRow(msgspec.Struct):
+class JobRow(msgspec.Struct, gc=False):
     """What decisions need of a row. Mutable: a sync may bring several reports about one Job."""
 
     n: int

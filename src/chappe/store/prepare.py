@@ -28,7 +28,7 @@ from chappe.wire.submission import SIGNATURE_PREFIX, Statement, Submission
 _DEFAULT_ENVELOPE = Envelope()
 
 
-class PreparedJob(msgspec.Struct):
+class PreparedJob(msgspec.Struct, gc=False):
     """A Job that passed every check that needs no transaction."""
 
     spec: JobSpec

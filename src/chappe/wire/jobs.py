@@ -11,7 +11,7 @@ from chappe.core.leases import Outcome
 from chappe.wire.submission import Submission
 
 
-class NewJob(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class NewJob(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """One Job to create. `submission` is an index into the request's submissions, `idx` the place of the
     spec's hash in that statement; None means unsigned."""
 
@@ -28,7 +28,7 @@ class CreateJobs(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
     submissions: list[Submission] = []
 
 
-class JobVerdict(msgspec.Struct, frozen=True, omit_defaults=True):
+class JobVerdict(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What became of one item. `code` is created | exists | cancelled | cancelling | retried | deleted |
     skipped | conflict | gone | not_found | not_final | finished | attempts | invalid."""
 
@@ -46,7 +46,7 @@ class CreateReply(msgspec.Struct, frozen=True):
     cursor: str
 
 
-class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
+class JobView(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A Job as people and the SDK see it. Times are seconds since 1970."""
 
     id: str

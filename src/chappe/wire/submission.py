@@ -11,7 +11,7 @@ import msgspec
 SIGNATURE_PREFIX = b"chappe-submission-v1\n"
 
 
-class Statement(msgspec.Struct, frozen=True, omit_defaults=True):
+class Statement(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What is signed. `hashes` is base64 of the concatenated 32-byte sha256 of the specs, in order.
 
     `key` is the signer's public key (base64, 32 bytes); `not_after` is in seconds since 1970.
@@ -26,7 +26,7 @@ class Statement(msgspec.Struct, frozen=True, omit_defaults=True):
     v: int = 1
 
 
-class Submission(msgspec.Struct, frozen=True):
+class Submission(msgspec.Struct, frozen=True, gc=False):
     """A statement's bytes, verbatim, and the base64 of their signature."""
 
     id: str

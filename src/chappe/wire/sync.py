@@ -23,7 +23,7 @@ Number = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 """A count. What is beyond belief is refused here: no database and no binary format would take it."""
 
 
-class HeldJob(msgspec.Struct, frozen=True, array_like=True):
+class HeldJob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A Job that the pilot holds; `started` once its ledger claim is written."""
 
     job: str
@@ -31,14 +31,14 @@ class HeldJob(msgspec.Struct, frozen=True, array_like=True):
     started: bool = False
 
 
-class JobEpoch(msgspec.Struct, frozen=True, array_like=True):
+class JobEpoch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A Job at one epoch."""
 
     job: str
     epoch: Number
 
 
-class Report(msgspec.Struct, frozen=True, omit_defaults=True):
+class Report(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One thing that happened, numbered per Session. `kind` is start | end | refused.
 
     `at` is when (seconds since 1970, the pilot's clock). An end brings `started_at`, so that it may
@@ -76,14 +76,14 @@ class SyncRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     wait_s: float = 0.0
 
 
-class ReportVerdict(msgspec.Struct, frozen=True, array_like=True):
+class ReportVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The Hub's answer to report `no`: applied | duplicate | stale_lease | illegal | refused."""
 
     no: Number
     verdict: str
 
 
-class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
+class Grant(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The right to run attempt `attempt` of a Job under `epoch`. The spec is the signed bytes."""
 
     job: str
@@ -95,7 +95,7 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
     priority: Number = 0
 
 
-class Kill(msgspec.Struct, frozen=True, array_like=True):
+class Kill(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """End this Job: `reason` is cancelled. A grant that was not started is simply returned."""
 
     job: str
