@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
 
 from chappe.core import limits
 from chappe.core.shapes import Capacity, Room, misfit
 from chappe.store.catalog import ShapeEntry
+from chappe.store.dialect import sql
 from chappe.store.jobrow import COLUMNS, WIDTH, to_row
 from chappe.store.principal import Principal
 from chappe.store.tables import WAITS
@@ -23,28 +23,28 @@ from chappe.store.tx import Tx, to_json
 from chappe.wire.submission import Submission
 from chappe.wire.sync import Grant, SyncReply, SyncRequest
 
-HEADS = text(f"""
+HEADS = sql(f"""
     SELECT n, priority, state, app, site FROM job WHERE shape = :shape AND {WAITS}
     ORDER BY priority DESC, n LIMIT :most""")
 
-NEXT_HEADS = text(f"""
+NEXT_HEADS = sql(f"""
     SELECT n, priority, state, app, site FROM job WHERE shape = :shape AND {WAITS}
         AND (priority, -n) < (:priority, -:n)
     ORDER BY priority DESC, n LIMIT :most""")
 
-LEASE = text("""
+LEASE = sql("""
     UPDATE job SET session = :session, granted_request = :request, site = :site, epoch = epoch + 1
-    WHERE n IN (SELECT value FROM json_each(:ns))""")
+    WHERE n IN (SELECT value FROM ints(:ns) v)""")
 
-GRANTED = text(f"""
+GRANTED = sql(f"""
     SELECT {COLUMNS}, job.spec, job.idx, job.priority
-    FROM json_each(:ns) v CROSS JOIN job ON job.n = v.value""")
+    FROM ints(:ns) v CROSS JOIN job ON job.n = v.value""")
 
-SUBMISSION_IDS = text("""
-    SELECT n, id FROM submission WHERE n IN (SELECT value FROM json_each(:ns))""")
+SUBMISSION_IDS = sql("""
+    SELECT n, id FROM submission WHERE n IN (SELECT value FROM ints(:ns) v)""")
 
-SUBMISSIONS = text("""
-    SELECT id, statement, sig FROM submission WHERE n IN (SELECT value FROM json_each(:ns))""")
+SUBMISSIONS = sql("""
+    SELECT id, statement, sig FROM submission WHERE n IN (SELECT value FROM ints(:ns) v)""")
 
 
 def acquire_grants(tx: Tx, p: Principal, session: Any, req: SyncRequest, reply: SyncReply) -> None:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable
 
 import sqlalchemy as sa
-from sqlalchemy import text
 
 from chappe.core import leases
 from chappe.core.errors import Invalid
@@ -18,6 +17,7 @@ from chappe.core.jobs import ParentPolicy
 from chappe.core.states import FINAL, State
 from chappe.store.changes import Change, apply, settle_deleted
 from chappe.store.create import insert_submissions
+from chappe.store.dialect import sql
 from chappe.store.jobrow import JobRow
 from chappe.store.prepare import PreparedSubmission, check_hash, prepare_submissions
 from chappe.store.principal import Principal
@@ -29,47 +29,47 @@ from chappe.wire.jobs import ActOnJobs, ActReply, JobVerdict
 
 CHUNK = 2_000
 
-SET_CANCEL = text("""
+SET_CANCEL = sql("""
     UPDATE job SET cancel_at = :now, changed_at = :now
-    WHERE n IN (SELECT value FROM json_each(:ns)) AND cancel_at IS NULL""")
+    WHERE n IN (SELECT value FROM ints(:ns) v) AND cancel_at IS NULL""")
 
-SESSIONS_OF = text("""
+SESSIONS_OF = sql("""
     SELECT DISTINCT s.id FROM job JOIN session s ON s.n = job.session
-    WHERE job.n IN (SELECT value FROM json_each(:ns))""")
+    WHERE job.n IN (SELECT value FROM ints(:ns) v)""")
 
 #: For each of these Jobs: its parents, and whether each is final and finished.
-PARENTS = text("""
+PARENTS = sql("""
     SELECT e.child, p.n, p.phase IN ('finished', 'failed', 'cancelled', 'deleted'),
            p.phase = 'finished'
-    FROM edge e JOIN job p ON p.n = e.parent WHERE e.child IN (SELECT value FROM json_each(:ns))""")
+    FROM edge e JOIN job p ON p.n = e.parent WHERE e.child IN (SELECT value FROM ints(:ns) v)""")
 
-SET_WAITING_PARENTS = text("""
-    UPDATE job SET waiting_parents = v.value->>1 FROM json_each(:rows) v WHERE job.n = v.value->>0""")
+SET_WAITING_PARENTS = sql("""
+    UPDATE job SET waiting_parents = v.open FROM rows(:rows, n int, open int) v WHERE job.n = v.n""")
 
 #: A parent that runs again is waited for again by the children that still wait.
-RAISE_WAITING = text("""
+RAISE_WAITING = sql("""
     UPDATE job SET waiting_parents = waiting_parents + e.again
     FROM (SELECT child, count(*) AS again FROM edge
-          WHERE parent IN (SELECT value FROM json_each(:parents)) GROUP BY child) e
+          WHERE parent IN (SELECT value FROM ints(:parents) v) GROUP BY child) e
     WHERE job.n = e.child AND job.state = 'AWAITING_PARENTS'""")
 
-SIGN_ANEW = text("""
-    UPDATE job SET submission = v.value->>1, idx = v.value->>2,
-        max_attempts = COALESCE(v.value->>3, max_attempts)
-    FROM json_each(:rows) v WHERE job.n = v.value->>0""")
+SIGN_ANEW = sql("""
+    UPDATE job SET submission = v.submission, idx = v.idx,
+        max_attempts = COALESCE(v.attempts, max_attempts)
+    FROM rows(:rows, n int, submission int, idx int, attempts int) v WHERE job.n = v.n""")
 
-SPECS = text("SELECT n, spec FROM job WHERE n IN (SELECT value FROM json_each(:ns))")
+SPECS = sql("SELECT n, spec FROM job WHERE n IN (SELECT value FROM ints(:ns) v)")
 
-SIGNED_UNTIL = text("""
+SIGNED_UNTIL = sql("""
     SELECT job.n FROM job JOIN submission s ON s.n = job.submission
-    WHERE job.n IN (SELECT value FROM json_each(:ns)) AND s.not_after <= :now""")
+    WHERE job.n IN (SELECT value FROM ints(:ns) v) AND s.not_after <= :now""")
 
-BURY = text("""
+BURY = sql("""
     UPDATE job SET phase = 'deleted', spec = '', envelope = NULL, outcome = NULL, retries = NULL,
-        changed_at = :now WHERE n IN (SELECT value FROM json_each(:ns))""")
+        changed_at = :now WHERE n IN (SELECT value FROM ints(:ns) v)""")
 
-DROP_TAGS = text("DELETE FROM tag WHERE job IN (SELECT value FROM json_each(:ns))")
-DROP_RESULTS = text("DELETE FROM result WHERE job IN (SELECT value FROM json_each(:ns))")
+DROP_TAGS = sql("DELETE FROM tag WHERE job IN (SELECT value FROM ints(:ns) v)")
+DROP_RESULTS = sql("DELETE FROM result WHERE job IN (SELECT value FROM ints(:ns) v)")
 
 Answer = tuple[ActReply, int | None]
 

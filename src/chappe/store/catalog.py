@@ -10,14 +10,15 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from chappe.core.parameters import Validator, compile_validator
 from chappe.core.shapes import Shape
+from chappe.store.dialect import sql
 from chappe.store.jobrow import COLUMNS, JobRow, to_row
 from chappe.wire.sites import AppView
 
-LEASED = text(f"SELECT {COLUMNS} FROM job WHERE session IS NOT NULL")
+LEASED = sql(f"SELECT {COLUMNS} FROM job WHERE session IS NOT NULL")
 
 
 @dataclass(slots=True)
@@ -97,8 +98,8 @@ def app_entry(view: AppView) -> AppEntry:
 
 def load(conn: Connection) -> Catalog:
     """Read the whole cache: small tables, and of the Jobs only those that are leased."""
-    hub = conn.execute(text("SELECT incarnation, commit_no, next_job FROM hub")).one()
-    projects = conn.execute(text("SELECT n, next_seq FROM project"))
+    hub = conn.execute(sql("SELECT incarnation, commit_no, next_job FROM hub")).one()
+    projects = conn.execute(sql("SELECT n, next_seq FROM project"))
     catalog = Catalog(
         hub[0],
         hub[1],
@@ -110,13 +111,13 @@ def load(conn: Connection) -> Catalog:
         {},
         defaultdict(dict),
     )
-    for row in conn.execute(text("SELECT n, project, id, name FROM site")):
+    for row in conn.execute(sql("SELECT n, project, id, name FROM site")):
         catalog.add_site(SiteEntry(*row))
-    for site_n, view in conn.execute(text("SELECT site, view FROM app")):
+    for site_n, view in conn.execute(sql("SELECT site, view FROM app")):
         decoded = msgspec.json.decode(view, type=AppView)
         catalog.sites[site_n].apps[decoded.name] = app_entry(decoded)
     for n, project, body, waiting in conn.execute(
-        text("SELECT n, project, body, waiting FROM shape ORDER BY n")
+        sql("SELECT n, project, body, waiting FROM shape ORDER BY n")
     ):
         shape = msgspec.json.decode(body, type=Shape)
         catalog.add_shape(ShapeEntry(n, project, shape, waiting))

@@ -11,46 +11,46 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import text
-
 from chappe.core.dag import after_parents
 from chappe.core.jobs import ParentPolicy
 from chappe.core.leases import Decision, Outcome, Reason, Step
 from chappe.core.states import FINAL, RUNNABLE, State
+from chappe.store.dialect import sql
 from chappe.store.jobrow import JobRow, phase_of
 from chappe.store.rows import rows_by_n
 from chappe.store.tx import Tx, to_json
 
 #: What the rows of many Jobs get alike; `:rows` is an object of what differs, outcomes by row number.
 #: (Nine fields taken from JSON for every row cost four times as much.)
-UPDATE_JOBS = text("""
+UPDATE_JOBS = sql("""
     UPDATE job SET state = :state, phase = :phase, attempt = :attempt,
-        session = :session, granted_request = CASE WHEN :session IS NULL THEN NULL
+        session = :session, granted_request = CASE WHEN CAST(:session AS bigint) IS NULL THEN NULL
         ELSE granted_request END, site = :site, not_before = :not_before,
-        cancel_at = CASE WHEN :session IS NULL THEN NULL ELSE cancel_at END,
+        cancel_at = CASE WHEN CAST(:session AS bigint) IS NULL THEN NULL ELSE cancel_at END,
         outcome = COALESCE(v.value, outcome), changed_at = :now
-    FROM json_each(:rows) v
-    WHERE job.n = CAST(v.key AS INTEGER) AND job.state = :old AND job.epoch = :epoch""")
+    FROM pairs(:rows) v
+    WHERE job.n = CAST(v.key AS bigint) AND job.state = :old AND job.epoch = :epoch""")
 
-RELEASE = text("""
-    UPDATE job SET session = NULL, granted_request = NULL, site = v.value->>1
-    FROM json_each(:rows) v WHERE job.n = v.value->>0""")
+RELEASE = sql("""
+    UPDATE job SET session = NULL, granted_request = NULL, site = v.site
+    FROM rows(:rows, n int, site int) v WHERE job.n = v.n""")
 
-LOWER_WAITING = text("""
+LOWER_WAITING = sql("""
     UPDATE job SET waiting_parents = waiting_parents - e.ended
     FROM (SELECT child, count(*) AS ended FROM edge
-          WHERE parent IN (SELECT value FROM json_each(:parents)) GROUP BY child) e
+          WHERE parent IN (SELECT value FROM ints(:parents) v) GROUP BY child) e
     WHERE job.n = e.child AND job.state = 'AWAITING_PARENTS' RETURNING job.n""")
 
-CHILDREN = text("""
-    SELECT DISTINCT child FROM edge WHERE parent IN (SELECT value FROM json_each(:parents))""")
+CHILDREN = sql("""
+    SELECT DISTINCT child FROM edge WHERE parent IN (SELECT value FROM ints(:parents) v)""")
 
 #: How the parents of each child stand: all of them, those not final, those that finished.
-PARENTS_STAND = text("""
-    SELECT e.child, count(*), sum(p.phase NOT IN ('finished', 'failed', 'cancelled', 'deleted')),
-           sum(p.phase = 'finished')
+PARENTS_STAND = sql("""
+    SELECT e.child, count(*),
+           count(*) FILTER (WHERE p.phase NOT IN ('finished', 'failed', 'cancelled', 'deleted')),
+           count(*) FILTER (WHERE p.phase = 'finished')
     FROM edge e JOIN job p ON p.n = e.parent
-    WHERE e.child IN (SELECT value FROM json_each(:children)) GROUP BY e.child""")
+    WHERE e.child IN (SELECT value FROM ints(:children) v) GROUP BY e.child""")
 
 
 @dataclass(slots=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import text
-
 from chappe.core.errors import Conflict, Gone, Invalid
 from chappe.core.jobs import ParentPolicy, Retries
 from chappe.core.states import State
 from chappe.store.catalog import ShapeEntry
 from chappe.store.changes import settle
+from chappe.store.dialect import sql
 from chappe.store.jobrow import phase_of
 from chappe.store.prepare import Bad, Prepared, PreparedJob, PreparedSubmission
 from chappe.store.principal import Principal
@@ -18,8 +17,8 @@ from chappe.store.tx import Insert, Tx, to_json
 from chappe.wire.events import cursor_of
 from chappe.wire.jobs import CreateReply, JobVerdict
 
-EXISTING = text("""
-    SELECT job.id, job.n, job.phase, job.spec, job.envelope FROM json_each(:ids) v
+EXISTING = sql("""
+    SELECT job.id, job.n, job.phase, job.spec, job.envelope FROM texts(:ids) v
     CROSS JOIN job ON job.project = :project AND job.id = v.value""")
 
 INSERT_JOBS = Insert(
@@ -30,7 +29,7 @@ INSERT_JOBS = Insert(
 INSERT_EDGES = Insert("edge", "child parent pos")
 INSERT_TAGS = Insert("tag", "project k v job")
 
-INSERT_SUBMISSION = text("""
+INSERT_SUBMISSION = sql("""
     INSERT INTO submission (project, id, statement, sig, not_after)
     VALUES (:project, :id, :statement, :sig, :not_after)
     ON CONFLICT (project, id) DO UPDATE SET id = excluded.id RETURNING n, statement, sig""")

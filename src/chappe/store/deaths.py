@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import text
-
 from chappe.core import leases
 from chappe.core.leases import Reason
 from chappe.store.changes import Change, apply
+from chappe.store.dialect import sql
 from chappe.store.tx import Tx, to_json
 
-BURY_SESSION = text(
+BURY_SESSION = sql(
     "UPDATE session SET state = 'dead' WHERE n = :n AND state <> 'dead' RETURNING id, project"
 )
 
-REVOKE = text("""
+REVOKE = sql("""
     UPDATE token SET revoked_at = :now WHERE session = :session AND revoked_at IS NULL
     RETURNING prefix""")
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from chappe.core import limits
 from chappe.core.states import FINAL, PHASE, State
+from chappe.store.dialect import sql
 from chappe.store.principal import Principal
 from chappe.store.tx import to_json
 from chappe.wire.events import Event
@@ -20,28 +21,28 @@ _COLUMNS = """e.seq, e.kind, job.id, e.received_at, e.occurred_at, e.old, e.new,
 _PHASES = {str(state): PHASE[state].value for state in State}
 _FINAL = ", ".join(f"'{state}'" for state in sorted(FINAL))
 
-PAGE = text(f"""
+PAGE = sql(f"""
     SELECT {_COLUMNS} FROM event e LEFT JOIN job ON job.n = e.job
     WHERE e.project = :project AND e.seq > :after AND e.seq <= :head
     ORDER BY e.seq LIMIT :most""")
 
 #: Most who listen wait for ends, which are one Event in four: the others are not even read.
-ENDS = text(f"""
+ENDS = sql(f"""
     SELECT {_COLUMNS} FROM event e LEFT JOIN job ON job.n = e.job
     WHERE e.project = :project AND e.seq > :after AND e.seq <= :head
       AND e.kind = 'job' AND e.new IN ({_FINAL})
     ORDER BY e.seq LIMIT :most""")
 
-OF_JOBS = text(f"""
+OF_JOBS = sql(f"""
     SELECT {_COLUMNS} FROM event e JOIN job ON job.n = e.job
     WHERE e.project = :project AND e.seq > :after AND e.seq <= :head
       AND e.job IN (SELECT j.n FROM job j WHERE j.project = :project
-                    AND j.id IN (SELECT value FROM json_each(:jobs)))
+                    AND j.id IN (SELECT value FROM texts(:jobs) v))
     ORDER BY e.seq LIMIT :most""")
 
-TAGGED = text("""
+TAGGED = sql("""
     SELECT job FROM tag WHERE project = :project AND k = :k AND v = :v
-    AND job IN (SELECT value FROM json_each(:jobs))""")
+    AND job IN (SELECT value FROM ints(:jobs) v)""")
 
 _ENDS = frozenset(str(state) for state in FINAL)
 #: At most so many Events are looked at for one page, however few of them pass.

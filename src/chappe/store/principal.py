@@ -12,15 +12,16 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from chappe.core.errors import SessionDead
+from chappe.store.dialect import sql
 
 _FORM = re.compile(r"chp_[usp]_([A-Za-z0-9]{12})_[A-Za-z0-9_-]{43}")
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _LETTER = {"user": "u", "site": "s", "session": "p"}
 
-FIND = text("""
+FIND = sql("""
     SELECT t.prefix, t.hash, t.scope, t.project, p.id AS project_id, p.name AS project_name,
            t.site, s.id AS site_id, t.session, se.id AS session_id, se.state AS session_state,
            t.expires_at, t.revoked_at

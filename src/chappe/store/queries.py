@@ -6,13 +6,14 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from chappe.core import limits
 from chappe.core.errors import Invalid, NotFound
 from chappe.core.jobs import Envelope, JobSpec
 from chappe.core.leases import Outcome
 from chappe.core.shapes import Capacity, Shape
+from chappe.store.dialect import sql
 from chappe.store.principal import Principal
 from chappe.store.rows import no_such
 from chappe.store.select import where
@@ -38,86 +39,88 @@ from chappe.wire.sites import (
 from chappe.wire.submission import Submission
 
 #: What a JobView is made of. `workdir` is read from the signed spec, which holds it.
-JOB_VIEWS = text("""
+JOB_VIEWS = sql("""
     SELECT job.id, job.name, job.state, job.phase, shape.body AS shape, site.id AS site, job.app,
            job.priority, job.epoch, job.attempt, job.max_attempts, se.id AS session,
            se.state AS session_state, job.cancel_at, job.not_before, job.waiting_parents, job.outcome,
            job.envelope, job.created_at, job.changed_at, job.submission, job.spec, job.n
-    FROM json_each(:ns) v CROSS JOIN job ON job.n = v.value JOIN shape ON shape.n = job.shape
+    FROM ints(:ns) v CROSS JOIN job ON job.n = v.value JOIN shape ON shape.n = job.shape
          LEFT JOIN site ON site.n = job.site LEFT JOIN session se ON se.n = job.session
     ORDER BY v.key""")
 
-JOB_N = text("SELECT n FROM job WHERE project = :project AND id = :id AND phase <> 'deleted'")
+JOB_N = sql("SELECT n FROM job WHERE project = :project AND id = :id AND phase <> 'deleted'")
 
 #: The same for a pilot: a Job that it holds, or a parent of one. (What it holds is looked through, which is
 #: bounded; a parent may have any number of children.)
-PILOTS_JOB_N = text("""
+PILOTS_JOB_N = sql("""
     SELECT j.n FROM job j WHERE j.project = :project AND j.id = :id AND j.phase <> 'deleted'
         AND (j.session = :session OR EXISTS (
             SELECT 1 FROM job c CROSS JOIN edge e ON e.parent = j.n AND e.child = c.n
             WHERE c.session = :session))""")
 
-PARENTS = text("""
+PARENTS = sql("""
     SELECT e.pos, p.id, p.name, p.state, site.id AS site, site.name AS site_name,
            p.app, p.attempt, p.epoch, p.spec, p.phase,
            r.sha256, r.media, app.view
     FROM edge e JOIN job p ON p.n = e.parent LEFT JOIN site ON site.n = p.site
          LEFT JOIN app ON app.site = p.site AND app.name = p.app
          LEFT JOIN result r ON r.job = p.n AND p.phase = 'finished'
-              AND r.sha256 = p.outcome->>'result_sha256'
+              AND r.sha256 = p.outcome ->> 'result_sha256'
     WHERE e.child = :child AND e.pos > :after ORDER BY e.pos LIMIT :most""")
 
-RESULT = text("""
+RESULT = sql("""
     SELECT r.media, r.sha256, r.body FROM result r JOIN job ON job.n = r.job
-    WHERE r.job = :n AND job.phase = 'finished' AND r.sha256 = job.outcome->>'result_sha256'""")
+    WHERE r.job = :n AND job.phase = 'finished' AND r.sha256 = job.outcome ->> 'result_sha256'""")
 
-SIGNED = text("""
+SIGNED = sql("""
     SELECT job.spec, job.idx, s.id, s.statement, s.sig
     FROM job JOIN submission s ON s.n = job.submission WHERE job.n = :n""")
 
-COUNTS = text("""
+COUNTS = sql("""
     SELECT COALESCE(site.id, ''), c.app, c.state, c.count FROM counter c
     LEFT JOIN site ON site.n = c.site WHERE c.project = :project AND c.count <> 0
     ORDER BY 1, 2, 3""")
 
-SITES = text("""
+SITES = sql("""
     SELECT s.n, s.id, s.name, s.agent_seen_at, s.agent_host,
-           (SELECT COALESCE(sum(count), 0) FROM counter WHERE site = s.n
+           (SELECT CAST(COALESCE(sum(count), 0) AS bigint) FROM counter WHERE site = s.n
             AND state IN ('PREPROCESSED', 'RESTART_READY', 'AWAITING_PARENTS')) AS waiting,
-           (SELECT COALESCE(sum(count), 0) FROM counter WHERE site = s.n AND state = 'RUNNING') AS running
-    FROM site s WHERE s.project = :project AND (:site IS NULL OR s.n = :site) ORDER BY s.name""")
+           (SELECT CAST(COALESCE(sum(count), 0) AS bigint) FROM counter WHERE site = s.n
+            AND state = 'RUNNING') AS running
+    FROM site s WHERE s.project = :project AND (CAST(:site AS bigint) IS NULL OR s.n = :site)
+    ORDER BY s.name""")
 
-SITES_NAMED = text("""
+SITES_NAMED = sql("""
     SELECT name, (id = :site OR name = :site) AS wanted FROM site WHERE project = :project
     ORDER BY wanted DESC, name LIMIT 20""")
 
-APPS = text("""
+APPS = sql("""
     SELECT app.view, site.id FROM app JOIN site ON site.n = app.site
-    WHERE site.project = :project AND (:site IS NULL OR site.id = :site OR site.name = :site)
+    WHERE site.project = :project AND (CAST(:site AS text) IS NULL OR site.id = :site OR site.name = :site)
     ORDER BY app.name, site.name""")
 
-SESSIONS = text("""
+SESSIONS = sql("""
     SELECT s.id, site.id AS site, b.id AS batch_job, s.state, s.heard_at, s.hard_end_at, s.capacity,
            (SELECT count(*) FROM job WHERE job.session = s.n) AS held
     FROM session s JOIN site ON site.n = s.site JOIN batch_job b ON b.n = s.batch_job
-    WHERE s.project = :project AND (:site IS NULL OR s.site = :site)
+    WHERE s.project = :project AND (CAST(:site AS bigint) IS NULL OR s.site = :site)
       AND (:all OR s.state <> 'dead') ORDER BY s.n DESC LIMIT :most""")
 
-BATCH_JOBS = text("""
+BATCH_JOBS = sql("""
     SELECT b.id, site.id AS site, b.state, b.intent, b.created_at, b.scheduler_id, b.message,
            s.id AS session
     FROM batch_job b JOIN site ON site.n = b.site LEFT JOIN session s ON s.batch_job = b.n
-    WHERE b.project = :project AND (:site IS NULL OR site.id = :site OR site.name = :site)
-      AND (:state IS NULL OR b.state = :state) AND (:id IS NULL OR b.id = :id)
+    WHERE b.project = :project AND (CAST(:site AS text) IS NULL OR site.id = :site OR site.name = :site)
+      AND (CAST(:state AS text) IS NULL OR b.state = :state) AND (CAST(:id AS text) IS NULL OR b.id = :id)
     ORDER BY b.n DESC LIMIT :most""")
 
-TOKENS = text("""
+TOKENS = sql("""
     SELECT t.prefix, t.scope, t.created_at, t.note, site.id AS site, s.id AS session, t.expires_at,
            t.revoked_at
     FROM token t LEFT JOIN site ON site.n = t.site LEFT JOIN session s ON s.n = t.session
     WHERE t.project = :project ORDER BY t.created_at DESC LIMIT :most""")
 
-PROJECTS = text("SELECT id, name, created_at FROM project WHERE n = :project")
+PROJECTS = sql("SELECT id, name, created_at FROM project WHERE n = :project")
 
 _decode_outcome = msgspec.json.Decoder(Outcome).decode
 _decode_envelope = msgspec.json.Decoder(Envelope).decode

@@ -6,21 +6,20 @@ first sync under a new incarnation, what it says that it holds overrides the row
 
 from __future__ import annotations
 
-from sqlalchemy import text
-
 from chappe.core import leases
 from chappe.core.leases import Decision, Reason
 from chappe.core.states import LEASED, RUNNABLE, State
 from chappe.store.changes import Change, apply
+from chappe.store.dialect import sql
 from chappe.store.jobrow import JobRow
 from chappe.store.principal import Principal
 from chappe.store.rows import BY_ID, to_rows
 from chappe.store.tx import Tx, to_json
 from chappe.wire.sync import HeldJob, SyncRequest
 
-ADOPT = text("""
-    UPDATE job SET session = :session, site = :site, epoch = v.value->>1, granted_request = 0,
-        not_before = NULL FROM json_each(:rows) v WHERE job.n = v.value->>0""")
+ADOPT = sql("""
+    UPDATE job SET session = :session, site = :site, epoch = v.epoch, granted_request = 0,
+        not_before = NULL FROM rows(:rows, n int, epoch int) v WHERE job.n = v.n""")
 
 
 def reconcile(

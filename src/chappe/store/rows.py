@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import text
-
 from chappe.core.errors import NotFound
+from chappe.store.dialect import sql
 from chappe.store.jobrow import COLUMNS, JobRow, to_row
 from chappe.store.principal import Principal
 from chappe.store.tx import Tx, to_json
 
-BY_N = text(f"""
-    SELECT {COLUMNS} FROM json_each(:ns) v CROSS JOIN job ON job.n = v.value""")
+BY_N = sql(f"""
+    SELECT {COLUMNS} FROM ints(:ns) v CROSS JOIN job ON job.n = v.value""")
 
-BY_ID = text(f"""
-    SELECT {COLUMNS} FROM json_each(:ids) v CROSS JOIN job ON job.project = :project AND job.id = v.value""")
+BY_ID = sql(f"""
+    SELECT {COLUMNS} FROM texts(:ids) v CROSS JOIN job ON job.project = :project AND job.id = v.value""")
 
-SESSION = text("""
+SESSION = sql("""
     SELECT s.n, s.id, s.site, s.batch_job, s.incarnation, s.state, s.last_request, s.last_report,
            s.hard_end_at, b.cancel_at AS drain
     FROM session s JOIN batch_job b ON b.n = s.batch_job WHERE s.n = :n""")

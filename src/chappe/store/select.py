@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import Select, func
+from sqlalchemy import Select
 
 from chappe.core import limits
 from chappe.core.errors import Invalid, TooLarge
 from chappe.core.ids import check_id
 from chappe.core.states import Phase, State
+from chappe.store.dialect import sql
 from chappe.store.tables import edge, job, site, tag
 from chappe.store.tx import to_json
 from chappe.wire.jobs import JobFilter
 
 T = TypeVar("T")
+
+VALUES = sql("SELECT value FROM texts(:filter_ids) v")
 
 
 def where(query: Select[tuple[T]], project: int, f: JobFilter) -> Select[tuple[T]]:
@@ -64,9 +67,9 @@ def _ids(ids: list[str]) -> list[str]:
     return [check_id(id, "filter.ids") for id in ids]
 
 
-def _values(ids: list[str]) -> Select[tuple[str]]:
+def _values(ids: list[str]) -> sa.TextClause:
     """A set of any size as one parameter."""
-    return sa.select(func.json_each(to_json(ids)).table_valued("value").c.value)
+    return VALUES.bindparams(filter_ids=to_json(ids))
 
 
 def _prefix(prefix: str) -> sa.ColumnElement[bool]:

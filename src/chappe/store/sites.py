@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
 
 from chappe.core import limits
 from chappe.core.errors import Conflict, Forbidden, Invalid, TooLarge
@@ -15,6 +14,7 @@ from chappe.core.leases import Reason
 from chappe.store import tokens
 from chappe.store.catalog import SiteEntry, app_entry
 from chappe.store.deaths import session_dead
+from chappe.store.dialect import sql
 from chappe.store.principal import Principal
 from chappe.store.queries import batch_job_view
 from chappe.store.rows import no_such
@@ -39,65 +39,66 @@ from chappe.wire.sites import (
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 ENDED = frozenset({"ended", "failed", "cancelled"})
 
-SITE_NAMED = text("SELECT id FROM site WHERE project = :project AND (id = :id OR name = :name)")
+SITE_NAMED = sql("SELECT id FROM site WHERE project = :project AND (id = :id OR name = :name)")
 
-INSERT_SITE = text("""
+INSERT_SITE = sql("""
     INSERT INTO site (project, id, name, created_at) VALUES (:project, :id, :name, :now) RETURNING n""")
 
-SITE_BUSY = text("""
+SITE_BUSY = sql("""
     SELECT (SELECT count(*) FROM session WHERE site = :site AND state <> 'dead')
          + (SELECT count(*) FROM job WHERE site = :site AND project = :project
             AND phase IN ('waiting', 'runnable', 'running'))""")
 
-DELETE_APPS = text("DELETE FROM app WHERE site = :site")
-DELETE_SITE = text("DELETE FROM site WHERE n = :site")
-REVOKE_SITE = text("""
+DELETE_APPS = sql("DELETE FROM app WHERE site = :site")
+DELETE_SITE = sql("DELETE FROM site WHERE n = :site")
+REVOKE_SITE = sql("""
     UPDATE token SET revoked_at = :now WHERE site = :site AND scope = 'site' AND revoked_at IS NULL
     RETURNING prefix""")
 
-INSERT_APPS = text("""
-    INSERT INTO app (site, name, view) SELECT :site, value->>0, value->>1 FROM json_each(:rows)""")
+INSERT_APPS = sql("""
+    INSERT INTO app (site, name, view)
+    SELECT :site, v.name, v.view FROM rows(:rows, name text, view text) v""")
 
-AGENT = text("SELECT agent, agent_host, agent_seen_at FROM site WHERE n = :site")
+AGENT = sql("SELECT agent, agent_host, agent_seen_at FROM site WHERE n = :site")
 
-SET_AGENT = text("""
+SET_AGENT = sql("""
     UPDATE site SET agent = :agent, agent_host = :host, agent_seen_at = :now WHERE n = :site""")
 
-AGENT_SEEN = text("UPDATE site SET agent_seen_at = :now WHERE n = :site")
+AGENT_SEEN = sql("UPDATE site SET agent_seen_at = :now WHERE n = :site")
 
-BATCH_JOB = text("""
+BATCH_JOB = sql("""
     SELECT b.n, b.site, b.state, b.cancel_at, s.n AS session FROM batch_job b
     LEFT JOIN session s ON s.batch_job = b.n WHERE b.project = :project AND b.id = :id""")
 
-INSERT_BATCH_JOB = text("""
+INSERT_BATCH_JOB = sql("""
     INSERT INTO batch_job (project, id, site, state, intent, created_at)
     VALUES (:project, :id, :site, 'requested', :intent, :now)""")
 
-SET_BATCH_JOB = text("""
+SET_BATCH_JOB = sql("""
     UPDATE batch_job SET state = :state, scheduler_id = COALESCE(:scheduler_id, scheduler_id),
         message = :message WHERE n = :n""")
 
-CANCEL_BATCH_JOB = text("""
+CANCEL_BATCH_JOB = sql("""
     UPDATE batch_job SET cancel_at = :now WHERE n = :n AND cancel_at IS NULL""")
 
-OPEN_BATCH_JOBS = text("""
+OPEN_BATCH_JOBS = sql("""
     SELECT id, intent, state, cancel_at FROM batch_job
     WHERE site = :site AND state IN ('requested', 'submitted', 'running') ORDER BY n""")
 
-SILENT = text("SELECT id FROM session WHERE site = :site AND state = 'silent'")
+SILENT = sql("SELECT id FROM session WHERE site = :site AND state = 'silent'")
 
-SESSION_BY_ID = text("""
+SESSION_BY_ID = sql("""
     SELECT s.n, s.site, s.state, s.batch_job, b.id AS batch_job_id FROM session s
     JOIN batch_job b ON b.n = s.batch_job WHERE s.project = :project AND s.id = :id""")
 
-SESSION_OF_BATCH_JOB = text("SELECT id FROM session WHERE batch_job = :batch_job")
+SESSION_OF_BATCH_JOB = sql("SELECT id FROM session WHERE batch_job = :batch_job")
 
-INSERT_SESSION = text("""
+INSERT_SESSION = sql("""
     INSERT INTO session (project, id, site, batch_job, incarnation, state, last_request, last_report,
                          heard_at)
     VALUES (:project, :id, :site, :batch_job, :incarnation, 'live', 0, 0, :now) RETURNING n""")
 
-REVOKE_SESSION = text("""
+REVOKE_SESSION = sql("""
     UPDATE token SET revoked_at = :now WHERE session = :session AND revoked_at IS NULL
     RETURNING prefix""")
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
 
 from chappe.core import leases, limits
 from chappe.core.errors import Conflict, Invalid, SessionDead, TooLarge
@@ -18,6 +17,7 @@ from chappe.core.leases import Decision, Outcome, Reason, Verdict
 from chappe.core.states import RUNNABLE, State
 from chappe.store.acquire import acquire_grants, fill_grants
 from chappe.store.changes import Change, apply, release
+from chappe.store.dialect import sql
 from chappe.store.jobrow import JobRow
 from chappe.store.principal import Principal
 from chappe.store.reconcile import reconcile
@@ -33,13 +33,13 @@ from chappe.wire.sync import (
     SyncRequest,
 )
 
-HEARD = text("""
+HEARD = sql("""
     UPDATE session SET state = 'live', last_request = :last_request, last_report = :last_report,
         heard_at = :now, hard_end_at = :hard_end_at, capacity = :capacity, incarnation = :incarnation
     WHERE n = :n""")
 
-RESULTS = text("""
-    SELECT job, epoch, sha256 FROM result WHERE job IN (SELECT value FROM json_each(:jobs))""")
+RESULTS = sql("""
+    SELECT job, epoch, sha256 FROM result WHERE job IN (SELECT value FROM ints(:jobs) v)""")
 
 PUT_RESULTS = Insert(
     "result",

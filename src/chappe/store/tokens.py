@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import os
 
-from sqlalchemy import text
-
 from chappe.core.errors import Forbidden, Invalid
 from chappe.core.ids import uuid7
+from chappe.store.dialect import sql
 from chappe.store.principal import Principal, make_token
 from chappe.store.rows import no_such
 from chappe.store.tx import Tx
 from chappe.wire.sites import NewToken, TokenView
 
-INSERT = text("""
+INSERT = sql("""
     INSERT INTO token (prefix, hash, scope, project, site, session, note, created_at, expires_at)
     VALUES (:prefix, :hash, :scope, :project, :site, :session, :note, :now, :expires_at)""")
 
-REVOKE = text("""
+REVOKE = sql("""
     UPDATE token SET revoked_at = :now WHERE prefix = :prefix AND project = :project
     AND revoked_at IS NULL RETURNING prefix""")
 
-KNOWN = text("SELECT prefix FROM token WHERE prefix = :prefix AND project = :project")
+KNOWN = sql("SELECT prefix FROM token WHERE prefix = :prefix AND project = :project")
 
-INSERT_PROJECT = text("""
+INSERT_PROJECT = sql("""
     INSERT INTO project (id, name, next_seq, created_at) VALUES (:id, :name, 1, :now) RETURNING n""")
 
-PROJECTS = text("SELECT n FROM project")
+PROJECTS = sql("SELECT n FROM project")
 
 
 def issue(

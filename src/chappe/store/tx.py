@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, TextClause
 
 from chappe.core import limits
 from chappe.core.errors import Busy
 from chappe.core.leases import Decision
 from chappe.core.shapes import Shape, shape_key
 from chappe.store.catalog import Catalog, ShapeEntry
+from chappe.store.dialect import sql
 
 
 class Insert:
@@ -43,10 +44,10 @@ class Insert:
     def run(self, conn: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert the rows, in their order."""
         at = 0
-        for size, sql in self._many:
+        for size, statement in self._many:
             while len(rows) - at >= size:
                 flat = tuple(itertools.chain.from_iterable(rows[at : at + size]))
-                conn.exec_driver_sql(sql, flat)
+                conn.exec_driver_sql(statement, flat)
                 at += size
         if at < len(rows):
             conn.exec_driver_sql(self._one, list(rows[at:]))
@@ -56,21 +57,22 @@ INSERT_EVENTS = Insert(
     "event", "project seq kind job old new attempt epoch occurred_at received_at data"
 )
 
-ADD_COUNTS = text("""
+ADD_COUNTS = sql("""
     INSERT INTO counter (project, site, app, state, count)
-    SELECT value->>0, value->>1, value->>2, value->>3, value->>4 FROM json_each(:rows) WHERE true
-    ON CONFLICT (project, site, app, state) DO UPDATE SET count = count + excluded.count""")
+    SELECT v.project, v.site, v.app, v.state, v.count
+    FROM rows(:rows, project int, site int, app text, state text, count int) v WHERE true
+    ON CONFLICT (project, site, app, state) DO UPDATE SET count = counter.count + excluded.count""")
 
-SET_WAITING = text("""
-    UPDATE shape SET waiting = v.value->>1 FROM json_each(:rows) v WHERE shape.n = v.value->>0""")
+SET_WAITING = sql("""
+    UPDATE shape SET waiting = v.waiting FROM rows(:rows, n int, waiting int) v WHERE shape.n = v.n""")
 
-SET_SEQ = text("""
-    UPDATE project SET next_seq = v.value->>1 FROM json_each(:rows) v WHERE project.n = v.value->>0""")
+SET_SEQ = sql("""
+    UPDATE project SET next_seq = v.seq FROM rows(:rows, n int, seq int) v WHERE project.n = v.n""")
 
-SET_COMMIT = text("""
+SET_COMMIT = sql("""
     UPDATE hub SET commit_no = :commit_no, incarnation = :incarnation, next_job = :next_job""")
 
-INSERT_SHAPE = text("""
+INSERT_SHAPE = sql("""
     INSERT INTO shape (project, hash, body, waiting) VALUES (:project, :hash, :body, 0) RETURNING n""")
 
 #: The `data` of the Event that every successful end of a plain Job shares the form of.
@@ -107,19 +109,19 @@ class Tx:
 
     # -- statements --------------------------------------------------------------------------------
 
-    def read(self, statement: TextClause, **params: Any) -> Sequence[Any]:
+    def read(self, statement: TextClause, /, **params: Any) -> Sequence[Any]:
         """Rows of a SELECT."""
         return self.conn.execute(statement, params).fetchall()
 
-    def write(self, sql: TextClause, **params: Any) -> Sequence[Any]:
+    def write(self, statement: TextClause, /, **params: Any) -> Sequence[Any]:
         """Run a statement that changes rows; what it RETURNs, if anything."""
         self.dirty = True
-        done = self.conn.execute(sql, params)
+        done = self.conn.execute(statement, params)
         return done.fetchall() if done.returns_rows else ()
 
-    def write_rows(self, sql: TextClause, rows: Sequence[Any]) -> Sequence[Any]:
+    def write_rows(self, statement: TextClause, rows: Sequence[Any]) -> Sequence[Any]:
         """One set-wise statement over `rows` (given to it as JSON under `:rows`)."""
-        return self.write(sql, rows=to_json(rows)) if rows else ()
+        return self.write(statement, rows=to_json(rows)) if rows else ()
 
     def insert(self, into: Insert, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert rows."""
@@ -271,5 +273,5 @@ class Tx:
 
 
 def to_json(value: Any) -> str:
-    """A value for a JSON column, or rows for json_each (None becomes SQL NULL under `->>`)."""
+    """A value for a JSON column, or a set for a statement (store.dialect; None becomes SQL NULL)."""
     return _encode(value).decode()

@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from chappe.core import leases, limits
 from chappe.core.leases import Reason
 from chappe.store.changes import Change, apply
 from chappe.store.deaths import session_dead
+from chappe.store.dialect import sql
 from chappe.store.tx import Tx, to_json
 
-SILENCE = text("""
+SILENCE = sql("""
     UPDATE session SET state = 'silent'
-    WHERE n IN (SELECT value FROM json_each(:ns)) AND state = 'live' RETURNING id, project, site""")
+    WHERE n IN (SELECT value FROM ints(:ns) v) AND state = 'live' RETURNING id, project, site""")
 
-OPEN = text("SELECT n FROM session WHERE state <> 'dead'")
+OPEN = sql("SELECT n FROM session WHERE state <> 'dead'")
 
-HARD_ENDS = text("""
+HARD_ENDS = sql("""
     SELECT n FROM session WHERE state <> 'dead' AND hard_end_at IS NOT NULL AND hard_end_at <= :limit""")
 
-DUE = text("""
+DUE = sql("""
     UPDATE job SET not_before = NULL WHERE not_before IS NOT NULL AND not_before <= :now
     AND phase = 'runnable' RETURNING shape""")
 
-NEXT_DUE = text("""
+NEXT_DUE = sql("""
     SELECT min(not_before) FROM job WHERE not_before IS NOT NULL AND phase = 'runnable'""")
 
-NEXT_HARD_END = text("""
+NEXT_HARD_END = sql("""
     SELECT min(hard_end_at) FROM session WHERE state <> 'dead' AND hard_end_at IS NOT NULL""")
 
-TOMBSTONES = text("""
+TOMBSTONES = sql("""
     DELETE FROM job WHERE n IN (SELECT n FROM job WHERE phase = 'deleted' AND changed_at < :limit
     AND NOT EXISTS (SELECT 1 FROM edge JOIN job c ON c.n = edge.child
                     WHERE edge.parent = job.n AND c.phase <> 'deleted') LIMIT 1000) RETURNING n""")
 
-DROP_EDGES = text("DELETE FROM edge WHERE child IN (SELECT value FROM json_each(:ns))")
+DROP_EDGES = sql("DELETE FROM edge WHERE child IN (SELECT value FROM ints(:ns) v)")
 
 
 def open_sessions(conn: Connection) -> list[int]:

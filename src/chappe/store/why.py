@@ -9,29 +9,30 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from chappe.core import limits
 from chappe.core.shapes import Capacity, Shape, misfit
 from chappe.core.states import FINAL, State
+from chappe.store.dialect import sql
 from chappe.store.principal import Principal
 from chappe.store.queries import get_job, job_n, list_batch_jobs, list_sites
 from chappe.wire.jobs import JobView, Why
 from chappe.wire.sites import SiteView
 
-OPEN_PARENTS = text("""
+OPEN_PARENTS = sql("""
     SELECT p.id, p.name, p.state FROM edge e JOIN job p ON p.n = e.parent
     WHERE e.child = :n AND p.phase IN ('waiting', 'runnable', 'running') ORDER BY e.pos LIMIT 5""")
 
-SHAPE = text(
+SHAPE = sql(
     "SELECT shape.n, shape.body FROM job JOIN shape ON shape.n = job.shape WHERE job.n = :n"
 )
 
-AHEAD = text("""
+AHEAD = sql("""
     SELECT count(*) FROM (SELECT 1 FROM job WHERE shape = :shape AND phase = 'runnable'
-    AND session IS NULL AND not_before IS NULL AND (priority, -n) > (:priority, -:n) LIMIT 10001)""")
+    AND session IS NULL AND not_before IS NULL AND (priority, -n) > (:priority, -:n) LIMIT 10001) counted""")
 
-SESSION = text("""
+SESSION = sql("""
     SELECT s.id, s.state, s.heard_at, site.name FROM session s JOIN site ON site.n = s.site
     WHERE s.id = :id AND s.project = :project""")
 

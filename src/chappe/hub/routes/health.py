@@ -14,7 +14,9 @@ from chappe.wire.jobs import Counts
 
 READY_WITHIN_S = 5.0
 
-COUNTS = text("SELECT '', '', state, sum(count) FROM counter GROUP BY state HAVING sum(count) <> 0")
+COUNTS = text("""
+    SELECT '', '', state, CAST(sum(count) AS bigint) FROM counter GROUP BY state
+    HAVING sum(count) <> 0""")
 SESSIONS = text("SELECT state, count(*) FROM session GROUP BY state")
 
 

@@ -1,0 +1,106 @@
+"""One text for each statement, and what the two databases want to hear differently.
+
+A set of any size is one parameter, JSON by `tx.to_json`, and a statement takes it as a table:
+
+    ints(:ns) v                    a list of numbers:  v.value, in the order of v.key
+    texts(:ids) v                  a list of texts:    v.value, in the order of v.key
+    pairs(:rows) v                 an object:          v.key (text: CAST it), v.value (text)
+    rows(:rows, n int, app text) v a list of lists:    v.n, v.app   (int, float or text)
+
+SQLite reads them by json_each; PostgreSQL by its own functions, with the types said. Three more things
+are written once: `column ->> 'field'` of a column that holds JSON as text; `CROSS JOIN t ON …`, which tells
+SQLite to keep the order written and PostgreSQL to choose; and CAST(:x AS bigint), needed wherever
+`:x IS NULL` is asked, since PostgreSQL must know the type of a parameter.
+
+A statement is expanded when SQLAlchemy compiles it, once for each database, so it costs nothing later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import TextClause
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+
+_TABLE = re.compile(r"\b(ints|texts|pairs|rows)\((:\w+)((?:,\s*\w+ \w+)*)\)\s+(\w+)")
+_FIELD = re.compile(r"([\w.]+)\s*->>\s*'")
+_TYPES = {"int": "bigint", "float": "double precision", "text": "text"}
+
+
+class Statement(TextClause):
+    """A statement, or a part of one, in the text for both databases."""
+
+    inherit_cache = True
+
+
+def sql(text: str) -> TextClause:
+    """A named statement: `sqlalchemy.text`, with the tables above."""
+    return Statement(text)
+
+
+@compiles(Statement, "sqlite")
+def _for_sqlite(statement: Statement, compiler: SQLCompiler, **more: Any) -> str:
+    return _compiled(sqlite(statement.text), statement, compiler, more)
+
+
+@compiles(Statement, "postgresql")
+def _for_postgresql(statement: Statement, compiler: SQLCompiler, **more: Any) -> str:
+    return _compiled(postgresql(statement.text), statement, compiler, more)
+
+
+def _compiled(text: str, origin: Statement, compiler: SQLCompiler, more: dict[str, Any]) -> str:
+    expanded = Statement(text)
+    expanded._bindparams = origin._bindparams
+    return str(compiler.visit_textclause(expanded, **more))  # type: ignore[no-untyped-call]
+
+
+def sqlite(text: str) -> str:
+    """The text for SQLite."""
+    return _expand(text, _sqlite_rows, dict.fromkeys(("ints", "texts", "pairs"), "json_each({})"))
+
+
+def postgresql(text: str) -> str:
+    """The text for PostgreSQL."""
+    text = _FIELD.sub(r"CAST(\1 AS json)->>'", text.replace("CROSS JOIN", "JOIN"))
+    each = (
+        "(SELECT ordinality AS key, CAST(value AS {type}) AS value"
+        " FROM json_array_elements_text(CAST({{}} AS json)) WITH ORDINALITY)"
+    )
+    return _expand(
+        text,
+        _postgresql_rows,
+        {
+            "ints": each.format(type="bigint"),
+            "texts": each.format(type="text"),
+            "pairs": "json_each_text(CAST({} AS json))",
+        },
+    )
+
+
+_Columns = list[tuple[str, str]]
+
+
+def _expand(text: str, rows: Callable[[str, _Columns], str], lists: dict[str, str]) -> str:
+    def table(found: re.Match[str]) -> str:
+        kind, param, columns, alias = found.groups()
+        if kind != "rows":
+            return f"{lists[kind].format(param)} {alias}"
+        typed = [tuple(column.split()) for column in columns.split(",")[1:]]
+        return f"{rows(param, [(name, _TYPES[type]) for name, type in typed])} {alias}"
+
+    return _TABLE.sub(table, text)
+
+
+def _sqlite_rows(param: str, columns: _Columns) -> str:
+    fields = ", ".join(f"value->>{i} AS {name}" for i, (name, _) in enumerate(columns))
+    return f"(SELECT {fields} FROM json_each({param}))"
+
+
+def _postgresql_rows(param: str, columns: _Columns) -> str:
+    fields = ", ".join(
+        f"CAST(value->>{i} AS {type}) AS {name}" for i, (name, type) in enumerate(columns)
+    )
+    return f"(SELECT {fields} FROM json_array_elements(CAST({param} AS json)))"
