@@ -94,6 +94,7 @@ def test_an_operation_says_who_may_call_it(document: dict[str, Any], route: Rout
     if route.scopes:
         assert found["security"] == [{"token": []}]
         assert found["x-scopes"] == sorted(route.scopes)
+        assert found["x-reach"] == {str(who): far.name.lower() for who, far in route.rule.items()}
     else:
         assert "security" not in found
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
@@ -49,10 +51,18 @@ def schema(conn: sqlite3.Connection) -> dict[tuple[str, str], str]:
 
 
 def _canonical(sql: str) -> str:
-    """The parts of a definition in an order of their own: the order of constraints means nothing."""
+    """The parts of a definition in an order of their own: a column that was added later stands at the end,
+    and the order of constraints means nothing."""
     one_line = re.sub(r"\s+", " ", sql).replace("( ", "(").replace(" )", ")").strip()
-    parts = re.split(r", (?=CONSTRAINT|PRIMARY|UNIQUE|CHECK)", one_line)
-    return " , ".join(sorted(part.strip(" )") for part in parts))
+    head, _, body = one_line.partition("(")
+    depth, parts = 0, [""]
+    for character in body:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return head + ",".join(sorted(part.strip(" )") for part in parts))
 
 
 def test_a_fresh_schema_is_what_the_tables_say(memory: Path) -> None:
@@ -75,7 +85,8 @@ def test_checks_indexes_and_the_trigger_are_what_the_tables_say(memory: Path) ->
     engine = sa.create_engine(f"sqlite:///{memory / 'made.db'}")
     tables.metadata.create_all(engine)
     with engine.begin() as conn:
-        conn.exec_driver_sql(tables.LEGAL_TRIGGER)
+        for trigger in (tables.LEGAL_TRIGGER, *tables.AUDIT_TRIGGERS):
+            conn.exec_driver_sql(trigger)
     engine.dispose()
     with (
         closing(sqlite3.connect(memory / "migrated.db")) as migrated,
@@ -93,6 +104,36 @@ def test_the_head_that_is_checked_for_is_the_newest(memory: Path) -> None:
     assert migrate.current(memory / "hub.db") is None
     migrate.migrate(memory / "hub.db")
     assert migrate.current(memory / "hub.db") == migrate.HEAD
+
+
+def test_an_older_hubs_tokens_become_those_of_its_first_user(memory: Path) -> None:
+    path = memory / "hub.db"
+    engine = sa.create_engine(f"sqlite:///{path}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
+    with engine.begin() as conn:
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0001")
+        for row in (
+            "project (n, id, name, next_seq, created_at) VALUES (7, 'p', 'default', 1, 5.0)",
+            "token VALUES ('a', 'h', 'user', 7, NULL, NULL, 'owner', 6.0, NULL, NULL)",
+            "token VALUES ('b', 'h', 'site', 7, 1, NULL, 'site', 6.0, NULL, NULL)",
+        ):
+            conn.exec_driver_sql(f"INSERT INTO {row}")
+    engine.dispose()
+    migrate.migrate(path)
+    with closing(sqlite3.connect(path)) as conn:
+        accounts = conn.execute("SELECT n, name, admin, password, disabled_at FROM account")
+        assert accounts.fetchall() == [(1, "admin", 1, None, None)]
+        assert conn.execute("SELECT * FROM member").fetchall() == [(7, 1, "owner", 5.0)]
+        tokens = conn.execute("SELECT prefix, account, role FROM token ORDER BY prefix")
+        assert tokens.fetchall() == [("a", 1, None), ("b", None, None)]
+
+
+def test_a_new_hub_has_no_user_before_its_first_start(memory: Path) -> None:
+    migrate.migrate(memory / "hub.db")
+    with closing(sqlite3.connect(memory / "hub.db")) as conn:
+        assert conn.execute("SELECT count(*) FROM account").fetchone() == (0,)
 
 
 def test_migrating_again_does_nothing(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chappe.core.errors import Forbidden, Invalid, NotFound
+from chappe.core.errors import Invalid, NotFound
 from chappe.store import principal, queries, sites, tokens
 from chappe.store.principal import Principal, hash_token, make_token
 from chappe.testing.store import StoreRig
@@ -104,13 +104,6 @@ def test_tokens_that_are_refused(rig: StoreRig, body: NewToken, field: str) -> N
     with pytest.raises(Invalid) as caught:
         rig.do(tokens.create_token, rig.user, body)
     assert caught.value.field == field
-
-
-def test_only_users_make_tokens(rig: StoreRig) -> None:
-    site = rig.add_site("paris")
-    for who in (site.principal, site.add_pilot().principal):
-        with pytest.raises(Forbidden):
-            rig.do(tokens.create_token, who, NewToken())
 
 
 def test_whom_each_kind_of_token_stands_for(rig: StoreRig) -> None:

@@ -10,12 +10,21 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 
+from chappe.core.access import Party, Reach, Row, reach
 from chappe.core.errors import Forbidden, Unauthenticated
 from chappe.store.principal import Principal
 
 CACHE = 10_000
 
-_SCOPE_WORDS = {"user": "a user's token", "site": "a site's token", "session": "a pilot's token"}
+_WORDS = {
+    Party.VIEWER: "a viewer",
+    Party.OPERATOR: "an operator",
+    Party.OWNER: "an owner",
+    Party.PERSON: "a user",
+    Party.ADMINISTRATOR: "an administrator",
+    Party.SITE: "a site",
+    Party.SESSION: "a pilot",
+}
 
 
 class Auth:
@@ -30,18 +39,21 @@ class Auth:
         self._digests: dict[str, bytes] = {}
         self._revision = 0
 
-    async def check(self, authorization: str | None, scopes: frozenset[str]) -> Principal:
-        """The Principal of an Authorization header, if its scope is among `scopes`.
+    async def check(self, authorization: str | None, row: Row) -> tuple[Principal, Reach]:
+        """The Principal of an Authorization header, and how far an action with this row of the table reaches.
 
-        Raises Unauthenticated (no token, unknown, revoked, expired) or Forbidden (other scope).
+        Raises Unauthenticated (no token, unknown, revoked, expired) or Forbidden (it is not for them).
         """
         principal = await self._principal(authorization)
         if principal.expires_at is not None and principal.expires_at <= self._clock():
             raise Unauthenticated("the token has expired: make a new one", code="token_expired")
-        if principal.scope not in scopes:
-            wanted = " or ".join(_SCOPE_WORDS[s] for s in sorted(scopes, reverse=True))
-            raise Forbidden(f"this needs {wanted}; yours is {_SCOPE_WORDS[principal.scope]}")
-        return principal
+        parties = principal.parties
+        found = reach(row, parties)
+        if found is None:
+            yours = " and ".join(_WORDS[p] for p in Party if p in parties)
+            wanted = " or ".join(_WORDS[p] for p in Party if p in row)
+            raise Forbidden(f"this needs the token of {wanted}; yours is that of {yours}")
+        return principal, found
 
     async def _principal(self, authorization: str | None) -> Principal:
         scheme, _, token = (authorization or "").partition(" ")

@@ -18,6 +18,7 @@ import structlog
 from starlette.types import Message, Receive, Scope, Send
 
 from chappe.core import faults, limits
+from chappe.core.access import Reach
 from chappe.core.errors import Busy, ChappeError, Invalid, TooLarge, Unauthenticated
 from chappe.hub.call import Call, Content, Stream
 from chappe.hub.route import Query, Route, decode
@@ -37,6 +38,7 @@ class Endpoint:
     def __init__(self, hub: Hub, route: Route) -> None:
         self._hub = hub
         self._route = route
+        self._rule = route.rule
         signature = route.signature
         self._is_json = signature.is_json
         self._raw = signature.body is bytes
@@ -72,7 +74,7 @@ class Endpoint:
             await send_content(content, send)
         took_s = time.perf_counter() - began
         self._hub.metrics.request(self._route.method, self._route.path, status, took_s)
-        tell = log.debug if not self._route.scopes else log.info
+        tell = log.info if self._rule else log.debug
         tell(
             "request",
             method=self._route.method,
@@ -86,9 +88,9 @@ class Endpoint:
     async def _call(
         self, scope: Scope, receive: Receive, headers: dict[str, str], held: _Held
     ) -> Call[Any, Any]:
-        route, who = self._route, None
-        if route.scopes:
-            who = await self._hub.auth.check(headers.get("authorization"), route.scopes)
+        route, who, reach = self._route, None, Reach.OWN
+        if self._rule:
+            who, reach = await self._hub.auth.check(_authorization(scope), self._rule)
         query = None
         if self._query is not None:
             query = self._query.decode(scope["query_string"])
@@ -97,7 +99,10 @@ class Endpoint:
             body = await _read_body(headers, receive, route.limit_bytes, held)
             if self._decoder is not None:
                 body = decode(self._decoder, body)
-        return Call(self._hub, who, body, query, scope["path_params"], headers, receive)
+        address = (scope.get("client") or ("",))[0]
+        return Call(
+            self._hub, who, reach, body, query, scope["path_params"], headers, address, receive
+        )
 
     def _content(self, answer: Any) -> Content:
         if isinstance(answer, Content):
@@ -105,6 +110,14 @@ class Endpoint:
         if answer is None:
             return Content(b"", JSON, 204)
         return Content(_encode(answer), JSON)
+
+
+def _authorization(scope: Scope) -> str | None:
+    """The one header that names the token. Of two, each proxy and server might heed another."""
+    found = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(found) > 1:
+        raise Unauthenticated("send one Authorization header, not several")
+    return found[0].decode("latin-1") if found else None
 
 
 class _Held:

@@ -11,7 +11,7 @@ import msgspec
 import chappe
 from chappe.core.errors import BY_STATUS
 from chappe.core.jobs import JobSpec
-from chappe.hub.route import PILOT, Route, Signature
+from chappe.hub.route import Route, Signature
 from chappe.wire.events import ErrorReply
 from chappe.wire.submission import Statement
 
@@ -28,8 +28,10 @@ RAW_FIELDS = {
 
 DESCRIPTION = """\
 The hub's interface. Every request below `/v1` carries `Authorization: Bearer TOKEN`; a token's scope is
-user, site (its agent) or session (a pilot). Errors have one form, `ErrorReply`; where `transient` is
-true, the same request may be repeated."""
+user, site (its agent) or session (a pilot), and a user's has a role in its project: viewer, operator or
+owner. `x-reach` says whom a route is for, and how far it sees for them: what is their own, their
+session's, their site's, their project's, or the whole hub's. Errors have one form, `ErrorReply`; where
+`transient` is true, the same request may be repeated."""
 
 
 def document(routes: Iterable[Route]) -> dict[str, Any]:
@@ -85,6 +87,9 @@ def _operation(route: Route, signature: Signature, schemas: dict[Any, Any]) -> d
     if route.scopes:
         operation["security"] = [{"token": []}]
         operation["x-scopes"] = sorted(route.scopes)
+        operation["x-reach"] = {
+            party.value: reach.name.lower() for party, reach in route.rule.items()
+        }
     if signature.body is bytes:
         binary = {"schema": {"type": "string", "format": "binary"}}
         operation["requestBody"] = {"required": True, "content": {"*/*": binary}}
@@ -148,7 +153,7 @@ def error_statuses(route: Route, signature: Signature) -> list[int]:
     statuses = {429, 500, 503, *route.errors}
     if route.scopes:
         statuses |= {401, 403}
-    if route.scopes >= PILOT:
+    if "session" in route.scopes:
         statuses.add(409)  # the pilot's Session is dead
     if route.parameters:
         statuses |= {404, 422}

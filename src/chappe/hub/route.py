@@ -1,4 +1,6 @@
-"""A route as data: method, path, who may call it, and its handler, whose annotations say the rest.
+"""A route as data: method, path, and its handler, whose annotations say the rest.
+
+Who may call it is looked up in the table of `core.access`, under its method and path.
 
 The types of body, query and reply are read from the handler's signature
 `async def handler(call: Call[Body, Query]) -> Reply`, so the OpenAPI document, the decoder and the code
@@ -18,14 +20,9 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from chappe.core import limits
+from chappe.core.access import RULES, Party, Row
 from chappe.core.errors import Invalid
 from chappe.hub.call import Call, Content, Stream
-
-USER = frozenset({"user"})
-SITE = frozenset({"site"})
-PILOT = frozenset({"session"})
-ANYBODY = USER | SITE | PILOT
-OPEN: frozenset[str] = frozenset()
 
 Handler = Callable[[Call[Any, Any]], Awaitable[Any]]
 
@@ -35,18 +32,37 @@ _NAMED = re.compile(r"(?:unknown|required) field `([^`]*)`")
 
 @dataclass(frozen=True)
 class Route:
-    """One route. `scopes` empty: no token needed. `errors` are the statuses beyond the usual ones.
+    """One route. `errors` are the statuses beyond the usual ones. KeyError when no rule says whom it is for.
 
     `media` is the type of a reply that is not JSON; `limit_bytes` bounds the body.
     """
 
     method: str
     path: str
-    scopes: frozenset[str]
     handler: Handler
     errors: tuple[int, ...] = ()
     media: str = "application/json"
     limit_bytes: int = limits.BODY_BYTES
+
+    def __post_init__(self) -> None:
+        if self.action not in RULES:
+            raise KeyError(f"{self.action} has no row in the table of chappe.core.access")
+
+    @property
+    def action(self) -> str:
+        """Its name in the table of rules."""
+        return f"{self.method} {self.path}"
+
+    @property
+    def rule(self) -> Row:
+        """Whom it is for, and how far it reaches; empty: no token is needed."""
+        return RULES[self.action]
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """The kinds of tokens that may call it; empty: none is needed."""
+        own = {Party.SITE, Party.SESSION}
+        return frozenset(party.value if party in own else "user" for party in self.rule)
 
     @property
     def signature(self) -> Signature:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chappe.core.errors import Unavailable
 
-HEAD = "0001"
+HEAD = "0002"
 
 
 def current(path: Path) -> str | None:

@@ -14,25 +14,35 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from chappe.core.access import Party
 from chappe.core.errors import SessionDead
 from chappe.store.dialect import sql
 
 _FORM = re.compile(r"chp_[usp]_([A-Za-z0-9]{12})_[A-Za-z0-9_-]{43}")
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _LETTER = {"user": "u", "site": "s", "session": "p"}
+_PARTIES = {"site": frozenset({Party.SITE}), "session": frozenset({Party.SESSION})}
 
 FIND = sql("""
     SELECT t.prefix, t.hash, t.scope, t.project, p.id AS project_id, p.name AS project_name,
            t.site, s.id AS site_id, t.session, se.id AS session_id, se.state AS session_state,
-           t.expires_at, t.revoked_at
+           t.expires_at, t.revoked_at, t.account, a.name AS account_name, a.admin, a.disabled_at,
+           COALESCE(t.role, m.role) AS role
     FROM token t JOIN project p ON p.n = t.project
          LEFT JOIN site s ON s.n = t.site LEFT JOIN session se ON se.n = t.session
+         LEFT JOIN account a ON a.n = t.account
+         LEFT JOIN member m ON m.project = t.project AND m.account = t.account
     WHERE t.prefix = :prefix""")
 
 
 @dataclass(slots=True, frozen=True)
 class Principal:
-    """Whoever holds a token: a user of a project, a Site's agent, or the pilot of one Session."""
+    """Whoever holds a token: a user of a project, a Site's agent, or the pilot of one Session.
+
+    A user's token (`scope` user) acts for an account with its role in the project, or is a service token
+    with a role of its own and no account. `address` is where a request came from, known only where an audit
+    row is to name it.
+    """
 
     scope: str
     project_n: int
@@ -44,6 +54,23 @@ class Principal:
     session_n: int | None = None
     session_id: str | None = None
     expires_at: float | None = None
+    account_n: int | None = None
+    account: str | None = None
+    role: str | None = None
+    is_admin: bool = False
+    address: str = ""
+
+    @property
+    def parties(self) -> frozenset[Party]:
+        """What it is in the table of rules."""
+        if self.scope != "user":
+            return _PARTIES[self.scope]
+        found = set() if self.role is None else {Party(self.role)}
+        if self.account_n is not None:
+            found.add(Party.PERSON)
+        if self.is_admin:
+            found.add(Party.ADMINISTRATOR)
+        return frozenset(found)
 
 
 def make_token(scope: str) -> tuple[str, str, str]:
@@ -59,7 +86,8 @@ def hash_token(token: str) -> str:
 
 
 def find(conn: Connection, token: str) -> Principal | None:
-    """Whom `token` stands for; None when unknown, wrong or revoked. Expiry is the caller's to check.
+    """Whom `token` stands for; None when it is unknown, wrong or revoked, or its user is disabled or not (any
+    longer) a member of its project. Expiry is the caller's to check.
 
     Raises SessionDead for a pilot whose Session was proven dead: its token was revoked with it, and yet
     it must be told to kill what it holds, whichever way it asks.
@@ -72,7 +100,9 @@ def find(conn: Connection, token: str) -> Principal | None:
         return None
     if row.session_state == "dead":
         raise SessionDead("this session was proven dead; what it held is no longer its own")
-    if row.revoked_at is not None:
+    if row.revoked_at is not None or row.disabled_at is not None:
+        return None
+    if row.scope == "user" and row.role is None and not row.admin:
         return None
     return Principal(
         scope=row.scope,
@@ -85,4 +115,8 @@ def find(conn: Connection, token: str) -> Principal | None:
         session_n=row.session,
         session_id=row.session_id,
         expires_at=row.expires_at,
+        account_n=row.account,
+        account=row.account_name,
+        role=row.role,
+        is_admin=bool(row.admin),
     )

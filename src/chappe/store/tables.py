@@ -72,6 +72,52 @@ project = Table(
     Column("created_at", Float, nullable=False),
 )
 
+#: A user of the hub. `password` is a scrypt hash, NULL until one is set. `invite` is the sha256 of the one
+#: invitation that is open, if any.
+account = Table(
+    "account",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("password", Text),
+    Column("admin", Integer, nullable=False),
+    Column("invite", Text, unique=True),
+    Column("invite_until", Float),
+    Column("disabled_at", Float),
+    Column("created_at", Float, nullable=False),
+)
+
+member = Table(
+    "member",
+    metadata,
+    Column("project", Integer, primary_key=True),
+    Column("account", Integer, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    CheckConstraint("role IN ('viewer', 'operator', 'owner')", name="role"),
+    Index("ix_member_account", "account"),
+)
+
+#: Administrative acts: appended, never changed (AUDIT_TRIGGERS). `no` counts per project, so that it tells
+#: nothing of others; project 0 is the hub itself.
+audit = Table(
+    "audit",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("project", Integer, nullable=False),
+    Column("no", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("token", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("details", Text),
+    sa.UniqueConstraint("project", "no"),
+    sqlite_autoincrement=True,
+)
+
+#: A user's token belongs to an account, with its role in the project; a service token has its own `role`.
 token = Table(
     "token",
     metadata,
@@ -85,8 +131,11 @@ token = Table(
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Column("revoked_at", Float),
+    Column("account", Integer),
+    Column("role", Text),
     CheckConstraint("scope IN ('user', 'site', 'session')", name="scope"),
     Index("ix_token_session", "session"),
+    Index("ix_token_account", "account"),
 )
 
 site = Table(
@@ -299,3 +348,10 @@ CREATE TRIGGER job_legal BEFORE UPDATE OF state ON job
 WHEN OLD.state <> NEW.state AND NOT ({_legal("OLD.state", "NEW.state", legal_updates())})
 BEGIN SELECT RAISE(ABORT, 'illegal change of state'); END
 """
+
+#: An audit row stays as it was written, also for whoever finds a way to run other statements.
+AUDIT_TRIGGERS = tuple(
+    f"CREATE TRIGGER audit_no_{act.lower()} BEFORE {act} ON audit "
+    "BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END"
+    for act in ("UPDATE", "DELETE")
+)

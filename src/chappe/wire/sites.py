@@ -225,7 +225,11 @@ class ProjectList(msgspec.Struct, frozen=True):
 
 
 class Whoami(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`GET /v1/whoami`: what the token may do, and the Hub's version and wire version."""
+    """`GET /v1/whoami`: what the token may do, and the Hub's version and wire version.
+
+    A user's token names its `user` (None: a service token) and the `role` in the project: viewer |
+    operator | owner, None for an administrator who is no member of it.
+    """
 
     scope: str
     project: str
@@ -235,3 +239,6 @@ class Whoami(msgspec.Struct, frozen=True, omit_defaults=True):
     incarnation: int
     site: str | None = None
     session: str | None = None
+    user: str | None = None
+    role: str | None = None
+    administrator: bool = False

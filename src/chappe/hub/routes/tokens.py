@@ -42,4 +42,7 @@ async def whoami(call: Call[None, None]) -> Whoami:
         incarnation=call.hub.store.incarnation,
         site=p.site_id,
         session=p.session_id,
+        user=p.account,
+        role=p.role,
+        administrator=p.is_admin,
     )

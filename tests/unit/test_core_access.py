@@ -1,0 +1,54 @@
+"""The table of rules: complete, and such that a wider role may do all that a narrower one may."""
+
+from __future__ import annotations
+
+import pytest
+
+from chappe.core.access import ROLES, RULES, Party, Reach, reach
+from chappe.hub.route import Route
+from chappe.hub.routes import health
+from chappe.hub.table import ROUTES
+
+
+def test_every_route_has_a_row_and_every_row_a_route() -> None:
+    assert {route.action for route in ROUTES} == set(RULES)
+
+
+def test_a_route_without_a_row_cannot_be_made() -> None:
+    with pytest.raises(KeyError, match="GET /v1/new has no row"):
+        Route("GET", "/v1/new", health.healthz)
+
+
+@pytest.mark.parametrize("action", RULES)
+def test_a_wider_role_reaches_as_far_as_a_narrower_one(action: str) -> None:
+    found = [RULES[action].get(role, 0) for role in ROLES]
+    assert found == sorted(found)
+
+
+# A POST only because its filter is too long for a URL.
+READS = {"POST /v1/jobs/query"}
+
+
+@pytest.mark.parametrize("action", [a for a in RULES if a[:4] != "GET " and a not in READS])
+def test_a_viewer_changes_nothing_but_what_is_its_own(action: str) -> None:
+    assert RULES[action].get(Party.VIEWER, Reach.OWN) is Reach.OWN
+
+
+@pytest.mark.parametrize("action", RULES)
+def test_sites_and_pilots_reach_no_further_than_their_site(action: str) -> None:
+    assert RULES[action].get(Party.SITE, Reach.SITE) is Reach.SITE
+    assert RULES[action].get(Party.SESSION, Reach.SESSION) <= Reach.SITE
+
+
+@pytest.mark.parametrize("action", RULES)
+def test_only_an_administrator_reaches_beyond_a_project(action: str) -> None:
+    beyond = {party for party, far in RULES[action].items() if far is Reach.HUB}
+    assert beyond <= {Party.ADMINISTRATOR}
+
+
+def test_the_widest_of_several_parties_counts_and_nobody_is_let_in_by_chance() -> None:
+    row = {Party.PERSON: Reach.OWN, Party.OWNER: Reach.PROJECT}
+    assert reach(row, frozenset({Party.PERSON, Party.OWNER})) is Reach.PROJECT
+    assert reach(row, frozenset({Party.PERSON, Party.VIEWER})) is Reach.OWN
+    assert reach(row, frozenset({Party.VIEWER})) is None
+    assert reach(row, frozenset()) is None
