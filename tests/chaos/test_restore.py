@@ -2,8 +2,9 @@
 
 What is promised: the hub notices, and begins a new incarnation. What the pilot holds stays its own, and is
 not started again. What ended after the copy was made, the copy does not know: such a Job may run a second
-time, under a higher attempt, and never beside its first run. What was submitted after it is forgotten: it
-runs to its end, and nobody is told; to submit it again is up to the user.
+time, under a higher attempt, and never beside its first run while its pilot is the first to be heard. What
+was submitted after the copy is forgotten: it runs to its end, and nobody is told; to submit it again is up to
+the user.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ def over(cluster: Cluster, *jobs: Job) -> bool:
     return all(job.id in traces and traces[job.id][-1].what == "end" for job in jobs)
 
 
+def dead_sessions(cluster: Cluster) -> set[str | None]:
+    over = ("ended", "failed", "cancelled")
+    return {b.session for b in cluster.client.admin.batch_jobs() if b.state in over}
+
+
 def test_an_older_database_is_put_back(cluster: Cluster, tmp_path: Path) -> None:
     site = cluster.site("paris", slots=4)
     site.start()
@@ -89,3 +95,58 @@ def test_an_older_database_is_put_back(cluster: Cluster, tmp_path: Path) -> None
     assert [attempts[job.id] for job in (runs, began)] == [1, 1], "the pilot held them"
     assert [attempts[job.id] for job in (*ended, came_and_went)] == [2] * 4
     assert cluster.client.cursor().startswith("2:"), "a new incarnation of the hub"
+
+
+def test_an_allocation_that_ended_after_the_copy_was_made(cluster: Cluster, tmp_path: Path) -> None:
+    """In the copy its pilot lives and holds Jobs; in truth nobody will ever speak for it."""
+    site = cluster.site("paris", slots=2)
+    site.start()
+    cluster.offers(site)
+    copied = tmp_path / "copied"
+    (runs,) = cluster.submit(1, site, gate=copied)
+    until(lambda: cluster.views([runs])[0].state == "RUNNING", "it runs")
+    copy_database(cluster.hub.data / "hub.sqlite", tmp_path / "copy")
+    copied.touch()
+    cluster.wait([runs])
+    (session,) = site.sessions()
+    site.kill_allocations()
+    until(lambda: session in dead_sessions(cluster), "the end of the allocation is known")
+    cluster.hub.kill9()
+    put_back(tmp_path / "copy", cluster.hub.data / "hub.sqlite")
+    cluster.hub.start()
+    cluster.wait([runs])
+    (view,) = cluster.judge([runs])
+    assert (view.state, view.attempt) == ("JOB_FINISHED", 2)
+    assert session in dead_sessions(cluster)
+    assert site.sessions()[-1] in {s.id for s in cluster.client.admin.sessions()}
+
+
+def test_the_copy_is_older_than_the_agent_and_the_pilot(cluster: Cluster, tmp_path: Path) -> None:
+    """As a backup of last night usually is. Both stay, and the hub gets to know them anew."""
+    site = cluster.site("paris", keep=0)
+    site.start()
+    cluster.offers(site)
+    restored = tmp_path / "restored"
+    (runs,) = cluster.submit(1, site, gate=restored, priority=1)
+    ended = cluster.submit(3, site)
+    copy_database(cluster.hub.data / "hub.sqlite", tmp_path / "copy")
+    site.stop()
+    site.configure("pilot", keep=1)
+    site.start()
+    cluster.wait(ended)
+    until(lambda: begun(cluster, runs), "one runs")
+    cluster.hub.kill9()
+    put_back(tmp_path / "copy", cluster.hub.data / "hub.sqlite")
+    cluster.hub.start()
+    cluster.wait(ended)
+    (allocation,) = cluster.client.admin.batch_jobs()
+    assert allocation.session in site.sessions()
+    until(lambda: cluster.client.admin.batch_jobs(state="running"), "the hub knows the allocation")
+    restored.touch()
+    cluster.wait([runs])
+    views = {view.id: view for view in cluster.judge([runs, *ended])}
+    assert {view.state for view in views.values()} == {"JOB_FINISHED"}
+    assert views[runs.id].attempt == 1, "its pilot held it"
+    assert {views[job.id].attempt for job in ended} <= {1, 2}, "told again, or run again"
+    assert site.agent_up
+    assert len(site.sessions()) == 1

@@ -160,6 +160,23 @@ def test_an_order_is_submitted_once_and_a_cancel_ends_it(site: Site) -> None:
     assert site.lines("starts") == [session]
 
 
+def test_an_order_for_what_is_over_is_answered_and_not_carried_out_again(site: Site) -> None:
+    """The hub was restored from a copy in which the allocation is still wanted, or still runs."""
+    site.setting("# keep = 1", "keep = 0")
+    daemon.start(site.paths.root)
+    ident = new_id()
+    site.hub.order(ident)
+    _, session = running(site)
+    let_end(site, session)
+    wait_until(lambda: ident in site.hub.states("ended"), "the report of the end")
+    for state in ("requested", "running"):
+        site.hub.change(lambda state=state: site.hub.batch_jobs.update({ident: state}))  # type: ignore[misc]
+        wait_until(lambda: ident in site.hub.states("ended"), "the end is told again")
+        daemon.stop(site.paths.root)
+        daemon.start(site.paths.root)
+    assert site.lines("starts") == [session]
+
+
 def test_what_was_cancelled_before_it_was_submitted_never_starts(site: Site) -> None:
     site.setting("# keep = 1", "keep = 0")
     ident = new_id()

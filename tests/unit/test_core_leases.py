@@ -200,6 +200,21 @@ def test_at_a_death_a_grant_counts_as_started(state: State) -> None:
     assert found.outcome == Outcome(Reason.SESSION_DEAD, message="gone")
 
 
+@pytest.mark.parametrize("kind", ["end", "refused"])
+def test_an_end_that_cannot_be_applied_is_an_end_all_the_same(kind: str) -> None:
+    lost = leases.unusable_end(job(S.RUNNING, 2), kind, NOW)
+    assert lost is not None
+    decided(lost)
+    assert (path(lost), lost.attempt, lost.release) == ([S.RUN_ERROR, S.RESTART_READY], 2, True)
+    assert lost.outcome is not None
+    assert lost.outcome.reason is Reason.OUTCOME_LOST
+
+
+@pytest.mark.parametrize("kind", ["start", "paused", ""])
+def test_other_reports_that_cannot_be_applied_end_nothing(kind: str) -> None:
+    assert leases.unusable_end(job(S.RUNNING, 2), kind, NOW) is None
+
+
 def test_at_a_death_a_started_job_keeps_its_attempt() -> None:
     found = decided(leases.death(job(S.RUNNING, 2), Reason.ALLOCATION_END, NOW))
     assert path(found) == [S.RUN_ERROR, S.RESTART_READY]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from chappe.link.clock import new_id
+from chappe.site import book as book_module
 from chappe.site.book import (
     Accepted,
     Book,
@@ -16,6 +19,7 @@ from chappe.site.book import (
     Registered,
     Said,
     Submitted,
+    Unknown,
     Wanted,
 )
 from chappe.site.schedulers.base import Phase
@@ -87,6 +91,46 @@ def test_what_is_over_and_reported_leaves_the_file(tmp_path: Path) -> None:
     again = Book(path)
     assert list(again.batches) == [kept]
     assert again.batches[kept].cancel
+    again.close()
+
+
+def test_what_is_over_is_remembered_for_a_hub_that_asks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(book_module, "OVER_MOST", 3)
+    path = tmp_path / "book"
+    book = Book(path)
+    idents = [new_id() for _ in range(5)]
+    for ident, state in zip(
+        idents, ("ended", "failed", "cancelled", "ended", "failed"), strict=True
+    ):
+        book.add(*life(ident), Forgotten(ident, state))
+    book.close()
+    again = Book(path)
+    assert not again.batches
+    assert again.over == {idents[2]: "cancelled", idents[3]: "ended", idents[4]: "failed"}
+    again.close()
+
+
+def test_a_session_that_the_hub_forgot_is_to_be_registered_again(tmp_path: Path) -> None:
+    path = tmp_path / "book"
+    book = Book(path)
+    ident = new_id()
+    book.add(*life(ident)[:6])
+    entries = len(book.batches[ident].entries)
+    for _ in range(5):
+        book.add(Unknown(ident))
+        assert (book.batches[ident].registered, book.batches[ident].accepted) == (
+            False,
+            "requested",
+        )
+        book.add(Registered(ident))
+    assert len(book.batches[ident].entries) < entries, "however often, it grows no longer"
+    before = book.batches[ident]
+    assert before.registered
+    book.close()
+    again = Book(path)
+    assert again.batches[ident] == before
     again.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from chappe.core.jobs import JobSpec, Retries, RetryOn
@@ -172,4 +173,64 @@ def test_an_end_of_an_older_run_does_not_speak_for_the_one_in_the_copy(
     reply = pilot.sync(reports=[stale])
     assert [v.verdict for v in reply.verdicts] == ["stale_lease"]
     assert rig.states(job) == ["RESTART_READY"]
+    Checker(rig).check()
+
+
+def test_an_end_that_the_pilot_reports_first_of_all_is_believed(
+    rig: StoreRig, pilot: PilotRig
+) -> None:
+    """It is held no more; in the copy it was never granted."""
+    job = rig.spec(pilot.site, retries=ERROR)
+    rig.submit(job)
+    backup = rig.backup()
+    (grant,) = pilot.sync(capacity=cores(1)).grants
+    start(pilot, grant)
+    rig.put_back(backup)
+    report = msgspec.structs.replace(pilot.end(grant), started_at=rig.clock())
+    assert [v.verdict for v in pilot.sync(reports=[report]).verdicts] == ["applied"]
+    assert rig.states(job) == ["JOB_FINISHED"]
+    assert rig.job(job.id).attempt == 1
+    Checker(rig).check()
+
+
+def test_an_end_that_the_copy_knows_is_not_applied_twice(rig: StoreRig, pilot: PilotRig) -> None:
+    """Its answer was lost, so it is told again, under another number."""
+    job, grant = granted(pilot)
+    start(pilot, grant)
+    pilot.sync(reports=[pilot.end(grant, exit=1)])
+    backup = rig.backup()
+    pilot.sync(held=[])
+    other = pilot.site.add_pilot()
+    other.sync()
+    rig.put_back(backup)
+    other.seen = pilot.seen
+    again = msgspec.structs.replace(pilot.end(grant, exit=1), started_at=rig.clock())
+    assert [v.verdict for v in pilot.sync(reports=[again]).verdicts] == ["stale_lease"]
+    view = rig.job(job.id)
+    assert (view.state, view.attempt) == ("RESTART_READY", 1)
+    Checker(rig).check()
+
+
+def test_a_session_that_is_made_known_anew_brings_what_it_holds(
+    rig: StoreRig, site: SiteRig
+) -> None:
+    """The copy is older than its allocation, and than the agent that serves the Site."""
+    runs, ended = rig.spec(site, retries=ERROR), rig.spec(site, retries=ERROR)
+    rig.submit(runs, ended)
+    backup = rig.backup()
+    before, site.agent = site.agent, rig.new_id()
+    site.hello(previous=before)
+    pilot = site.add_pilot()
+    first, second = sorted(pilot.sync(capacity=cores(2)).grants, key=lambda g: g.job != runs.id)
+    start(pilot, first)
+    rig.put_back(backup, elsewhere=False)
+    asked = site.sync(known=[pilot.batch_job], sessions=[pilot.id])
+    assert (asked.incarnation, asked.unknown) == (2, [pilot.id])
+    site.register(pilot)
+    assert not site.sync(known=[pilot.batch_job], sessions=[pilot.id]).unknown
+    report = pilot.end(second, overtakes=True)
+    reply = pilot.sync(held=[held(first)], reports=[report])
+    assert not reply.unknown
+    assert [v.verdict for v in reply.verdicts] == ["applied"]
+    assert rig.states(runs, ended) == ["RUNNING", "JOB_FINISHED"]
     Checker(rig).check()

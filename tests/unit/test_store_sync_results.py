@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chappe.core.jobs import Retries, RetryOn
+from chappe.core.leases import Reason
 from chappe.store import sync
 from chappe.testing.store import PilotRig, SiteRig, StoreRig, cores, held
 from chappe.wire.results import ResultUpload
@@ -46,6 +47,25 @@ def test_an_end_with_a_result_is_illegal_until_the_result_is_there(
     outcome = rig.job(grant.job).outcome
     assert outcome is not None
     assert outcome.result_sha256 == SHA
+
+
+def test_a_job_whose_end_cannot_be_applied_does_not_wait_for_its_session(
+    rig: StoreRig, pilot: PilotRig
+) -> None:
+    """As after a restore that has forgotten the result: the pilot holds the Job no more."""
+    grant = grant_of(pilot, retries=Retries(1))
+    pilot.sync(held=[held(grant)], reports=[pilot.start(grant)])
+    end = pilot.end(grant, result_sha256=SHA)
+    assert verdicts(pilot.sync(reports=[end])) == ["illegal"]
+    view = rig.job(grant.job)
+    assert (view.state, view.session, view.attempt) == ("RESTART_READY", None, 1)
+    assert view.outcome is not None
+    assert view.outcome.reason is Reason.OUTCOME_LOST
+    (again,) = pilot.sync(capacity=cores(1)).grants
+    assert again.attempt == 2
+    pilot.sync(held=[held(again)], reports=[pilot.start(again)])
+    assert verdicts(pilot.sync(reports=[pilot.end(again, result_sha256=SHA)])) == ["illegal"]
+    assert rig.job(grant.job).state == "FAILED"
 
 
 def test_a_result_of_an_earlier_epoch_does_not_do(rig: StoreRig, pilot: PilotRig) -> None:

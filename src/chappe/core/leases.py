@@ -44,6 +44,7 @@ class Reason(StrEnum):
     TAKEOVER = "takeover"
     REFUSED = "refused"
     PARENT = "parent"
+    OUTCOME_LOST = "outcome_lost"
     EXPIRED = "expired"
 
 
@@ -54,6 +55,7 @@ _LOST = frozenset(
         Reason.NODE_LOST,
         Reason.SESSION_DEAD,
         Reason.TAKEOVER,
+        Reason.OUTCOME_LOST,
     }
 )
 
@@ -172,6 +174,19 @@ def death(job: Held, reason: Reason, now: float, message: str = "") -> Decision:
         attempt += 1
         steps.append(Step(job.state, State.RUNNING, now, assumed=True))
     return _after_run(job, attempt, steps, now, Outcome(reason=reason, message=message), now)
+
+
+def unusable_end(job: Held, kind: str, now: float) -> Decision | None:
+    """What becomes of a lease whose holder says that it is over, in words that cannot be applied: an end
+    that names a result which was never stored, or a wrong attempt. None for a report that says no such thing.
+
+    The verdict is `illegal`, which ends the report's life; for a Job that its pilot does not name as held
+    either, nothing will be heard again. It must not wait for its Session's end: its run is over, and its
+    outcome is lost.
+    """
+    if kind not in ("end", "refused"):
+        return None
+    return death(job, Reason.OUTCOME_LOST, now, "its pilot reported an end that cannot be true")
 
 
 def _after_run(

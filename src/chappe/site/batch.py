@@ -9,11 +9,11 @@ on), and forgotten when the Hub has taken note. `steps` leads from wanted to sub
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import structlog
 
-from chappe.core import faults
+from chappe.core import faults, limits
 from chappe.core.ids import is_uuid7
 from chappe.link.clock import boottime, new_id, now
 from chappe.site import sessions
@@ -29,6 +29,7 @@ from chappe.site.book import (
     Registered,
     Said,
     Submitted,
+    Unknown,
     Wanted,
 )
 from chappe.site.config import SiteConfig
@@ -54,6 +55,7 @@ class BatchJobs:
         self._book = book
         self._wakeups = wakeups
         self._silent: set[str] = set()
+        self._again: set[str] = set()
         self._quick_deaths = 0
         self._keep_after = 0.0
 
@@ -73,6 +75,14 @@ class BatchJobs:
             if b.watched and b.scheduler_id is not None
         }
 
+    def sessions(self) -> list[str]:
+        """The Sessions that may live, as far as the Hub was told of them."""
+        return [
+            b.session
+            for b in self._book.batches.values()
+            if b.registered and b.intended and not b.over
+        ][: limits.PAGE_MAX]
+
     def dead(self) -> list[Batch]:
         """Those that ended and whose pilots' last words are not passed on yet."""
         return [b for b in self._book.batches.values() if b.over and not b.buried]
@@ -82,7 +92,10 @@ class BatchJobs:
         return [
             BatchJobReport(b.id, b.state, b.scheduler_id, b.message)
             for b in self._book.batches.values()
-            if b.state != b.accepted
+            if b.state != b.accepted and (b.registered or b.over)
+        ] + [
+            BatchJobReport(id, self._book.over[id], message="it was over when the hub asked again")
+            for id in self._again
         ]
 
     def take(self, orders: Iterable[BatchJobOrder]) -> bool:
@@ -92,6 +105,9 @@ class BatchJobs:
             if not is_uuid7(order.id):
                 # It would become a job's name at the scheduler.
                 log.error("an order with an id that is none is passed over", id=order.id[:60])
+                continue
+            if order.id in self._book.over:
+                self._say_again(order.id)
                 continue
             batch = self._book.batches.get(order.id)
             if batch is None and order.cancel:
@@ -125,6 +141,9 @@ class BatchJobs:
         for view in views:
             if view.id in self._book.batches or view.session is None or view.state in FINAL:
                 continue
+            if view.id in self._book.over:
+                self._say_again(view.id)
+                continue
             if not (is_uuid7(view.id) and is_uuid7(view.session)):
                 log.error("a batch job with an id that is none is passed over", id=view.id[:60])
                 continue
@@ -138,13 +157,30 @@ class BatchJobs:
             )
             self._wakeups.batches.set()
 
+    def unknown(self, session_ids: Collection[str]) -> None:
+        """Sessions that may live and that the Hub, which has lost a part of its past, knows no more: they are
+        registered again."""
+        lost = [b for b in self._book.batches.values() if b.session in session_ids and b.registered]
+        for batch in lost:
+            log.warning("the hub does not know a session any more", session=batch.session)
+            self._book.add(Unknown(batch.id))
+            self._wakeups.batches.set()
+
+    def _say_again(self, id: str) -> None:
+        """The Hub has lost the end of this one, with its last words: only that it is over can be told."""
+        if id not in self._again:
+            log.warning("the hub asks for a batch job that is over", batch_job=id)
+            self._again.add(id)
+            self._wakeups.report.set()
+
     def accepted(self, reports: Iterable[BatchJobReport]) -> None:
         """The Hub has taken these reports: forget what is over."""
         for report in reports:
+            self._again.discard(report.id)
             if report.id in self._book.batches:
                 self._book.add(Accepted(report.id, report.state))
                 if report.state in FINAL:
-                    self._book.add(Forgotten(report.id))
+                    self._book.add(Forgotten(report.id, report.state))
 
     def said(self, states: dict[str, BatchState]) -> bool:
         """What the scheduler says, by its ids; whether anything changed. Unknown is no news."""

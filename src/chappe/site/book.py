@@ -7,7 +7,6 @@ are over and reported.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from chappe.wire.sites import BatchJobIntent
 log = structlog.get_logger()
 
 _COMPACT_BYTES = 256 * 1024
+OVER_MOST = 2_000
+"""BatchJobs whose end is remembered, for a Hub that asks for them again because it has lost its past."""
 
 
 class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
@@ -35,6 +36,12 @@ class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
 
 class Registered(msgspec.Struct, frozen=True, tag="registered"):
     """The Hub knows the BatchJob and its Session, and the files in the Session's directory are written."""
+
+    id: str
+
+
+class Unknown(msgspec.Struct, frozen=True, tag="unknown"):
+    """The Hub, restored from a backup, does not know it any more: it is to be registered again."""
 
     id: str
 
@@ -81,13 +88,23 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
 
 
 class Forgotten(msgspec.Struct, frozen=True, tag="forgotten"):
-    """Nothing is left to do."""
+    """Nothing is left to do: it is over, and its end was taken note of."""
 
     id: str
+    state: str = "ended"
 
 
 Entry = (
-    Wanted | Registered | Intended | Submitted | CancelAsked | Said | Buried | Accepted | Forgotten
+    Wanted
+    | Registered
+    | Unknown
+    | Intended
+    | Submitted
+    | CancelAsked
+    | Said
+    | Buried
+    | Accepted
+    | Forgotten
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -145,6 +162,11 @@ class Batch:
         match entry:
             case Registered():
                 self.registered = True
+            case Unknown():
+                self.registered, self.accepted = False, "requested"
+                # However often it happens: what it undoes need not be written down any more.
+                undone = (Registered, Accepted, Unknown)
+                self.entries = [e for e in self.entries if not isinstance(e, undone)]
             case Intended():
                 self.intended = True
             case Submitted():
@@ -164,7 +186,8 @@ class Batch:
 
 
 class Book:
-    """The open book; `batches` by id, oldest first. Used from one task at a time."""
+    """The open book; `batches` by id, oldest first, and the states of the last that are `over` and forgotten.
+    Used from one task at a time."""
 
     def __init__(self, path: Path) -> None:
         """Open or create. What a corrupt file still says is kept; the file is set aside.
@@ -172,6 +195,7 @@ class Book:
         Raises OSError, SpoolFull.
         """
         self.batches: dict[str, Batch] = {}
+        self.over: dict[str, str] = {}
         self._compacted = 0
         try:
             self._spool = SpoolWriter(path)
@@ -207,10 +231,14 @@ class Book:
             self.batches.setdefault(entry.id, Batch(entry)).apply(entry)
         elif isinstance(entry, Forgotten):
             self.batches.pop(entry.id, None)
+            self.over[entry.id] = entry.state
+            while len(self.over) > OVER_MOST:
+                del self.over[next(iter(self.over))]
         elif entry.id in self.batches:
             self.batches[entry.id].apply(entry)
 
     def _compact(self) -> None:
-        entries: Iterable[Entry] = (e for b in self.batches.values() for e in b.entries)
-        self._spool.rewrite([_encode(entry) for entry in entries])
+        over: list[Entry] = [Forgotten(id, state) for id, state in self.over.items()]
+        open_: list[Entry] = [e for b in self.batches.values() for e in b.entries]
+        self._spool.rewrite([_encode(entry) for entry in over + open_])
         self._compacted = self._spool.size

@@ -29,6 +29,7 @@ from chappe.wire.sites import (
     AgentSync,
     AgentSyncReply,
     AppView,
+    BatchJobReport,
     Listing,
     PublishApps,
 )
@@ -99,6 +100,7 @@ class HubLoop:
         self._greeted = me.greeted
         self._apps_seen: object = None
         self._incarnation: int | None = None
+        self._seen = (0, 0)
         self._asked = False
 
     # -- orders ----------------------------------------------------------------------------
@@ -137,12 +139,22 @@ class HubLoop:
         await self._publish()
         # The first poll does not wait: the rest of the agent learns at once that the Hub is there.
         wait_s = limits.WAIT_MAX_S if self._wakeups.online.is_set() else 0.0
-        reply = await self._sync(AgentSync(self._me.agent, known=self._jobs.known(), wait_s=wait_s))
+        reply = await self._sync(wait_s=wait_s)
         return self._take(reply)
 
-    async def _sync(self, request: AgentSync) -> AgentSyncReply:
+    async def _sync(
+        self, reports: Sequence[BatchJobReport] = (), wait_s: float = 0.0
+    ) -> AgentSyncReply:
+        request = AgentSync(
+            self._me.agent,
+            reports=list(reports),
+            known=self._jobs.known(),
+            sessions=self._jobs.sessions(),
+            seen=self._seen,
+            wait_s=wait_s,
+        )
         try:
-            return await self._hub.request(
+            reply = await self._hub.request(
                 "POST",
                 f"{self._base}/sync",
                 request,
@@ -154,10 +166,13 @@ class HubLoop:
             if e.code == "agent_superseded":
                 raise Superseded(f"{e.message}; this agent ends, the pilots go on") from None
             raise
+        self._seen = max(self._seen, (reply.incarnation, reply.commit_no))
+        return reply
 
     def _take(self, reply: AgentSyncReply) -> bool:
         """Act on a reply; whether it said anything new."""
         news = self._jobs.take(reply.orders)
+        self._jobs.unknown(reply.unknown)
         if self._jobs.heard_silent(reply.silent):
             self._wakeups.watch.set()
             news = True
@@ -199,8 +214,7 @@ class HubLoop:
             await self._wakeups.online.wait()
             faults.reach("agent.before_report")
             try:
-                known = self._jobs.known()
-                reply = await self._sync(AgentSync(self._me.agent, reports=reports, known=known))
+                reply = await self._sync(reports)
             except Superseded:
                 raise
             except ChappeError as e:

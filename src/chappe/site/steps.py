@@ -29,6 +29,7 @@ log = structlog.get_logger()
 NAME = "chappe-{id}"
 CANCEL_AGAIN_S = 60.0
 SUBMIT_TRIES = 5
+REFUSALS = (Conflict, Gone, Invalid, NotFound)
 
 
 class Steps:
@@ -87,7 +88,9 @@ class Steps:
             if batch.cancel and not batch.intended:
                 self._jobs.now_is(batch, Phase.CANCELLED, "cancelled before it was submitted")
             elif not batch.registered:
-                if online:
+                if online and batch.intended:
+                    await self._register_again(batch)
+                elif online:
                     await self._register(batch)
             elif not batch.intended:
                 if online:
@@ -110,27 +113,13 @@ class Steps:
     async def _register(self, batch: Batch) -> None:
         try:
             if batch.wanted.kept:
-                await self._hub.request(
-                    "POST",
-                    "/v1/batch-jobs",
-                    NewBatchJob(batch.id, self._config.site.id, batch.wanted.intent),
-                    BatchJobView,
-                    retry=NO_RETRY,
-                )
-            reply = await self._hub.request(
-                "POST",
-                "/v1/sessions",
-                NewSession(batch.session, batch.id),
-                NewSessionReply,
-                retry=NO_RETRY,
-            )
-        except (Conflict, Gone, Invalid, NotFound) as e:
+                await self._make_known(batch)
+            reply = await self._open_session(batch)
+        except REFUSALS as e:
             self._jobs.now_is(batch, Phase.FAILED, f"the hub refused it: {e.message}")
             return
         try:
-            sessions.write_session(
-                self._paths, self._config, batch.wanted.intent, batch.session, reply
-            )
+            self._write_session(batch, reply)
             self._write_script(batch)
         except Invalid as e:
             self._jobs.now_is(batch, Phase.FAILED, e.message)
@@ -138,6 +127,39 @@ class Steps:
         self._jobs.add(Registered(batch.id))
         faults.reach("agent.after_registered")
         await self._submit(batch)
+
+    async def _register_again(self, batch: Batch) -> None:
+        """The Hub has forgotten an allocation that may live. Its pilot finds a new token, and tells the Hub
+        what it holds. A refusal leaves it alone: what runs there runs, whatever the Hub thinks of it."""
+        try:
+            await self._make_known(batch)
+            self._write_session(batch, await self._open_session(batch))
+        except REFUSALS as e:
+            log.warning("the hub does not take a batch job back", batch_job=batch.id, why=e.message)
+        self._jobs.add(Registered(batch.id))
+        self._wakeups.report.set()
+
+    async def _make_known(self, batch: Batch) -> None:
+        await self._hub.request(
+            "POST",
+            "/v1/batch-jobs",
+            NewBatchJob(batch.id, self._config.site.id, batch.wanted.intent),
+            BatchJobView,
+            retry=NO_RETRY,
+        )
+
+    async def _open_session(self, batch: Batch) -> NewSessionReply:
+        return await self._hub.request(
+            "POST",
+            "/v1/sessions",
+            NewSession(batch.session, batch.id),
+            NewSessionReply,
+            retry=NO_RETRY,
+        )
+
+    def _write_session(self, batch: Batch, reply: NewSessionReply) -> None:
+        intent = batch.wanted.intent
+        sessions.write_session(self._paths, self._config, intent, batch.session, reply)
 
     def _write_script(self, batch: Batch) -> None:
         sessions.write_script(

@@ -15,7 +15,7 @@ from chappe.store.jobrow import JobRow
 from chappe.store.principal import Principal
 from chappe.store.rows import BY_ID, to_rows
 from chappe.store.tx import Tx, to_json
-from chappe.wire.sync import HeldJob, SyncRequest
+from chappe.wire.sync import HeldJob, Report, SyncRequest
 
 ADOPT = sql("""
     UPDATE job SET session = :session, site = :site, epoch = v.epoch, granted_request = 0,
@@ -25,13 +25,22 @@ ADOPT = sql("""
 def reconcile(
     tx: Tx, p: Principal, session_n: int, req: SyncRequest, mine: dict[str, JobRow]
 ) -> None:
-    """Adopt what the pilot holds, under its epochs; end what it neither holds nor reports.
+    """Adopt what the pilot holds or reports, under its epochs; end what it does neither of.
 
     `mine` are the rows that the store believes leased to the Session; it is brought up to date.
     """
-    held = {h.job: h for h in req.held}
+    # What is reported in this request is held no more, but the copy must know whose it was.
+    told = {r.job: r for r in req.reports}
+    held = {r.job: HeldJob(r.job, r.epoch, r.kind != "refused") for r in told.values()}
+    held |= {h.job: h for h in req.held}
     rows = to_rows(tx, tx.read(BY_ID, project=p.project_n, ids=to_json(list(held))))
-    kept = [row for row in rows if _adoptable(tx, p, session_n, row, held[row.id])]
+    named = {h.job for h in req.held}
+    kept = [
+        row
+        for row in rows
+        if _adoptable(tx, p, session_n, row, held[row.id])
+        and (row.id in named or _is_news(session_n, row, told[row.id]))
+    ]
     for row in kept:
         _adopt(tx, p, session_n, row, held[row.id].epoch)
         mine[row.id] = row
@@ -63,6 +72,11 @@ def _adoptable(tx: Tx, p: Principal, session_n: int, row: JobRow, h: HeldJob) ->
     return h.started or row.state is not State.RUNNING or row.epoch == h.epoch
 
 
+def _is_news(session_n: int, row: JobRow, report: Report) -> bool:
+    """Whether the copy has not seen this report: a pilot that missed the answer tells it once more."""
+    return row.session == session_n or report.attempt > row.attempt
+
+
 def _adopt(tx: Tx, p: Principal, session_n: int, row: JobRow, epoch: int) -> None:
     if row.waits:
         tx.waiting(row.shape, -1)
@@ -79,4 +93,4 @@ def _begun(row: JobRow, now: float) -> Decision:
 
 
 def _lost(row: JobRow, now: float) -> Decision:
-    return leases.death(row.held(), Reason.SESSION_DEAD, now, "its outcome was lost by a restore")
+    return leases.death(row.held(), Reason.OUTCOME_LOST, now, "its outcome was lost by a restore")

@@ -64,7 +64,7 @@ AGENT = sql("SELECT agent, agent_host, agent_seen_at FROM site WHERE n = :site")
 SET_AGENT = sql("""
     UPDATE site SET agent = :agent, agent_host = :host, agent_seen_at = :now WHERE n = :site""")
 
-AGENT_SEEN = sql("UPDATE site SET agent_seen_at = :now WHERE n = :site")
+AGENT_SEEN = sql("UPDATE site SET agent = :agent, agent_seen_at = :now WHERE n = :site")
 
 BATCH_JOB = sql("""
     SELECT b.n, b.site, b.state, b.cancel_at, s.n AS session FROM batch_job b
@@ -90,6 +90,10 @@ SILENT = sql("SELECT id FROM session WHERE site = :site AND state = 'silent'")
 SESSION_BY_ID = sql("""
     SELECT s.n, s.site, s.state, s.batch_job, b.id AS batch_job_id FROM session s
     JOIN batch_job b ON b.n = s.batch_job WHERE s.project = :project AND s.id = :id""")
+
+SESSIONS_NAMED = sql("""
+    SELECT id FROM session WHERE project = :project AND site = :site
+    AND id IN (SELECT value FROM texts(:ids) v)""")
 
 SESSION_OF_BATCH_JOB = sql("SELECT id FROM session WHERE batch_job = :batch_job")
 
@@ -185,13 +189,16 @@ def hello(tx: Tx, p: Principal, id: str, body: AgentHello) -> None:
 def agent_sync(tx: Tx, p: Principal, id: str, body: AgentSync) -> AgentSyncReply:
     """The agent's report and its orders."""
     entry = site_of(tx, p, id)
+    tx.notice(body.seen)
     (agent,) = tx.read(AGENT, site=entry.n)
-    if agent.agent != body.agent:
+    if agent.agent not in (None, body.agent):
         raise Conflict(
             f"another agent, on {agent.agent_host}, has taken this site over",
             code="agent_superseded",
         )
-    tx.write(AGENT_SEEN, site=entry.n, now=tx.now)
+    if len(body.sessions) > limits.PAGE_MAX:
+        raise TooLarge(f"at most {limits.PAGE_MAX} sessions in one sync", field="sessions")
+    tx.write(AGENT_SEEN, site=entry.n, agent=body.agent, now=tx.now)
     accepted = [report.id for report in body.reports if _batch_report(tx, p, entry, report)]
     known = set(body.known)
     orders = []
@@ -206,7 +213,16 @@ def agent_sync(tx: Tx, p: Principal, id: str, body: AgentSync) -> AgentSyncReply
         orders,
         [row.id for row in tx.read(SILENT, site=entry.n)],
         accepted,
+        _unknown(tx, p, entry, body.sessions),
+        tx.commit_no,
     )
+
+
+def _unknown(tx: Tx, p: Principal, site: SiteEntry, sessions: list[str]) -> list[str]:
+    """Those of an agent's Sessions that this store does not know: it is an older copy."""
+    rows = tx.read(SESSIONS_NAMED, project=p.project_n, site=site.n, ids=to_json(sessions))
+    known = {row.id for row in rows}
+    return [id for id in sessions if id not in known]
 
 
 def _batch_report(tx: Tx, p: Principal, site: SiteEntry, report: BatchJobReport) -> bool:

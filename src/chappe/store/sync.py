@@ -53,13 +53,13 @@ def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
     """One sync of a pilot. Raises SessionDead when its Session was proven dead."""
     session = _session(tx, p, req)
     _check_bounds(tx, req)
-    if req.seen > (tx.catalog.incarnation, tx.catalog.commit_no):
-        # It was shown a later past than ours: this store is an older copy. Begin a new incarnation.
-        tx.renumber(max(req.seen[0], tx.catalog.incarnation) + 1)
+    tx.notice(req.seen)
     by_id = tx.catalog.leases[session.n]
     if req.request_no <= session.last_request:
         return _repeat(tx, session, req, by_id)
-    if session.incarnation != tx.catalog.incarnation:
+    # A Session that had answers before its first request was made known anew, after a restore.
+    forgotten = session.last_request == 0 and req.answered > 0
+    if forgotten or session.incarnation != tx.catalog.incarnation:
         reconcile(tx, p, session.n, req, by_id)
     verdicts, last_report = _apply_reports(tx, session.last_report, req, by_id)
     _take_back(tx, req, by_id)
@@ -153,6 +153,7 @@ def _apply_reports(
     if not req.reports:
         return [], last_report
     results = _results(tx, req, by_id)
+    still_held = {(h.job, h.epoch) for h in req.held}
     verdicts: list[ReportVerdict] = []
     changes: dict[str, Change] = {}
     for report in sorted(req.reports, key=_number):
@@ -167,10 +168,10 @@ def _apply_reports(
             else:
                 held = row.held() if before is None else _then(row.held(), before.decision)
                 decided = _decide(held, report, row, results, tx.now)
-                if isinstance(decided, Verdict):
-                    verdict = decided
-                else:
-                    verdict = Verdict.APPLIED
+                verdict = decided if isinstance(decided, Verdict) else Verdict.APPLIED
+                if verdict is Verdict.ILLEGAL and (report.job, report.epoch) not in still_held:
+                    decided = leases.unusable_end(held, report.kind, tx.now) or verdict
+                if isinstance(decided, Decision):
                     changes[report.job] = _merge(before, row, decided)
         verdicts.append(ReportVerdict(report.no, verdict))
     apply(tx, list(changes.values()))

@@ -72,6 +72,8 @@ SET_SEQ = sql("""
 SET_COMMIT = sql("""
     UPDATE hub SET commit_no = :commit_no, incarnation = :incarnation, next_job = :next_job""")
 
+FORGET_AGENTS = sql("UPDATE site SET agent = NULL")
+
 INSERT_SHAPE = sql("""
     INSERT INTO shape (project, hash, body, waiting) VALUES (:project, :hash, :body, 0) RETURNING n""")
 
@@ -248,9 +250,17 @@ class Tx:
             self.catalog.add_shape(entry)
         return entry
 
+    def notice(self, seen: tuple[int, int]) -> None:
+        """Somebody was shown this (incarnation, commit_no). If that is a later past than ours, this store is
+        an older copy: begin a new incarnation."""
+        mine = self.catalog.incarnation, self.catalog.commit_no
+        if mine < seen and seen[0] <= mine[0] + limits.INCARNATIONS_AHEAD:
+            self.renumber(seen[0] + 1)
+
     def renumber(self, incarnation: int) -> None:
-        """Begin a new incarnation of the Hub (after a restore)."""
-        self.dirty = True
+        """Begin a new incarnation of the Hub (after a restore). Which agents serve the Sites now, an older
+        copy cannot know: each Site's is the first that speaks."""
+        self.write(FORGET_AGENTS)
         self.catalog.incarnation = incarnation
 
     def flush(self) -> None:

@@ -303,6 +303,10 @@ class _Holder:
         self.token = token
         self._found: tuple[int, Principal] | None = None
 
+    def renew(self, token: str) -> None:
+        """Use another token from now on."""
+        self.token, self._found = token, None
+
     @property
     def principal(self) -> Principal:
         """Whom the token stands for, in the store as it is now. LookupError when it is unknown."""
@@ -325,9 +329,11 @@ class SiteRig(_Holder):
         body = AgentHello(self.agent, f"{self.name}.example", previous)
         self.rig.do(sites.hello, self.principal, self.id, body)
 
-    def sync(self, *reports: BatchJobReport, known: Sequence[str] = ()) -> AgentSyncReply:
+    def sync(
+        self, *reports: BatchJobReport, known: Sequence[str] = (), sessions: Sequence[str] = ()
+    ) -> AgentSyncReply:
         """One sync of the agent."""
-        body = AgentSync(self.agent, list(reports), list(known))
+        body = AgentSync(self.agent, list(reports), list(known), sessions=list(sessions))
         return self.rig.do(sites.agent_sync, self.principal, self.id, body)
 
     def add_batch_job(self, by_user: bool = False) -> str:
@@ -342,6 +348,12 @@ class SiteRig(_Holder):
         new = NewSession(self.rig.new_id(), batch_job)
         made = self.rig.do(sites.create_session, self.principal, new)
         return PilotRig(self, made.id, batch_job, made.token)
+
+    def register(self, pilot: PilotRig) -> None:
+        """Make a pilot's allocation and Session known anew; it has a new token then."""
+        self.rig.do(sites.create_batch_job, self.principal, NewBatchJob(pilot.batch_job, self.id))
+        new = NewSession(pilot.id, pilot.batch_job)
+        pilot.renew(self.rig.do(sites.create_session, self.principal, new).token)
 
     def end(self, pilot: PilotRig, state: str = "ended") -> AgentSyncReply:
         """Proof of death: the scheduler says that the allocation is over."""

@@ -9,6 +9,7 @@ import msgspec
 from chappe.core.hidden import HidesToken
 from chappe.core.parameters import Parameter
 from chappe.core.shapes import Capacity
+from chappe.wire.sync import Number
 
 
 class NewSite(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -94,12 +95,16 @@ class BatchJobReport(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AgentSync(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`POST /v1/sites/{id}/sync`: the agent's long poll. `known` names the BatchJobs it has taken up."""
+    """`POST /v1/sites/{id}/sync`: the agent's long poll. `known` names the BatchJobs it has taken up,
+    `sessions` those of its Sessions that may live, `seen` the highest (incarnation, commit_no) that it was
+    shown."""
 
     agent: str
     reports: list[BatchJobReport] = []
     known: list[str] = []
     wait_s: float = 0.0
+    sessions: list[str] = []
+    seen: tuple[Number, Number] = (0, 0)
 
 
 class BatchJobIntent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -120,13 +125,16 @@ class BatchJobOrder(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AgentSyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Orders not yet in `known`, cancels, and Sessions that the Hub has not heard for its TTL."""
+    """Orders not yet in `known`, cancels, and Sessions that the Hub has not heard for its TTL; in `unknown`
+    those that it does not know (any more: it was restored from a backup), to be registered again."""
 
     incarnation: int
     ttl_s: float
     orders: list[BatchJobOrder] = []
     silent: list[str] = []
     accepted: list[str] = []
+    unknown: list[str] = []
+    commit_no: int = 0
 
 
 class NewBatchJob(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
