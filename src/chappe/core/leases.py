@@ -69,6 +69,8 @@ class Verdict(StrEnum):
     ILLEGAL = "illegal"
     REFUSED = "refused"
 
+    __hash__ = str.__hash__
+
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What a run used, from wait4(2)."""

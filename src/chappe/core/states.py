@@ -29,6 +29,9 @@ class State(StrEnum):
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
 
+    #: Enum hashes the member's name in Python; states are keys on the hottest paths.
+    __hash__ = str.__hash__
+
 
 class Phase(StrEnum):
     """A coarse state for people and filters."""

@@ -57,11 +57,12 @@ def acquire_grants(tx: Tx, p: Principal, session: Any, req: SyncRequest, reply: 
         return
     ns = []
     for entry, head in chosen:
+        n, _, state, app, site = head
         tx.waiting(entry.n, -1)
-        if head.site != p.site_n:
-            tx.count(p.project_n, head.site or 0, head.app or "", head.state, -1)
-            tx.count(p.project_n, p.site_n, head.app or "", head.state, 1)
-        ns.append(head.n)
+        if site != p.site_n:
+            tx.count(p.project_n, site or 0, app or "", state, -1)
+            tx.count(p.project_n, p.site_n, app or "", state, 1)
+        ns.append(n)
     tx.write(LEASE, session=session.n, request=req.request_no, site=p.site_n, ns=to_json(ns))
     fill_grants(tx, ns, req, reply)
 
@@ -101,7 +102,8 @@ def choose(tx: Tx, site_n: int, capacity: Capacity) -> list[tuple[ShapeEntry, An
 
 def _heads(tx: Tx, entry: ShapeEntry, room: Room, shapes: int) -> Iterator[Any]:
     """A Shape's Jobs, best first, read in chunks that shrink with the number of Shapes."""
-    most = max(4, min(room.most(entry.shape), 2 * room.left // shapes + 1))
+    share = room.left if shapes == 1 else 2 * room.left // shapes + 1
+    most = max(4, min(room.most(entry.shape), share))
     rows: Sequence[Any] = tx.read(HEADS, shape=entry.n, most=most)
     while rows:
         yield from rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 from chappe.core.dag import after_parents
 from chappe.core.jobs import ParentPolicy
@@ -73,21 +73,12 @@ def apply(tx: Tx, changes: Sequence[Change]) -> None:
         changes = _decide(tx, [row.n for row in lowered])
 
 
-class _Alike(NamedTuple):
-    """What an UPDATE sets, and demands, for all of its rows."""
-
-    old: State
-    epoch: int
-    state: State
-    phase: str
-    attempt: int
-    session: int | None
-    site: int | None
-    not_before: float | None
+#: What an UPDATE sets, and demands, for all of its rows.
+_ALIKE = ("old", "epoch", "state", "phase", "attempt", "session", "site", "not_before")
 
 
 def _write(tx: Tx, changes: Sequence[Change]) -> None:
-    updates: dict[_Alike, dict[int, str | None]] = {}
+    updates: dict[tuple[Any, ...], dict[int, str | None]] = {}
     for change in changes:
         row, decision = change.row, change.decision
         was_waiting = row.waits
@@ -100,9 +91,8 @@ def _write(tx: Tx, changes: Sequence[Change]) -> None:
         )
         state, phase = decision.state, phase_of(decision.state)
         session = None if decision.release else row.session
-        alike = _Alike(
-            row.state, row.epoch, state, phase, decision.attempt, session, site, decision.not_before
-        )
+        kept = (decision.attempt, session, site, decision.not_before)
+        alike = (row.state, row.epoch, state, phase, *kept)
         updates.setdefault(alike, {})[row.n] = outcome
         row.state, row.phase = state, phase
         row.attempt, row.site, row.not_before = decision.attempt, site, decision.not_before
@@ -115,7 +105,7 @@ def _write(tx: Tx, changes: Sequence[Change]) -> None:
             tx.effects.due = True
     tx.dirty = True
     for alike, rows in updates.items():
-        values = {**alike._asdict(), "rows": to_json(rows), "now": tx.now}
+        values = {**dict(zip(_ALIKE, alike, strict=True)), "rows": to_json(rows), "now": tx.now}
         done = tx.conn.execute(UPDATE_JOBS, values)
         if done.rowcount != len(rows):
             raise RuntimeError(f"{len(rows)} jobs decided, {done.rowcount} rows matched")

@@ -10,7 +10,7 @@ from chappe.core.states import State
 from chappe.store.catalog import ShapeEntry
 from chappe.store.changes import settle
 from chappe.store.dialect import sql
-from chappe.store.jobrow import phase_of
+from chappe.store.jobrow import phase_of, text_of
 from chappe.store.prepare import Bad, Prepared, PreparedJob, PreparedSubmission
 from chappe.store.principal import Principal
 from chappe.store.tx import Insert, Tx, to_json
@@ -176,7 +176,7 @@ def _row(
         n,
         p.project_n,
         spec.id,
-        state,
+        text_of(state),
         phase_of(state),
         shape_n,
         job.envelope.priority,

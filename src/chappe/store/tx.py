@@ -20,6 +20,7 @@ from chappe.core.leases import Decision
 from chappe.core.shapes import Shape, shape_key
 from chappe.store.catalog import Catalog, ShapeEntry
 from chappe.store.dialect import sql
+from chappe.store.jobrow import text_of
 
 
 class Insert:
@@ -77,7 +78,6 @@ FORGET_AGENTS = sql("UPDATE site SET agent = NULL")
 INSERT_SHAPE = sql("""
     INSERT INTO shape (project, hash, body, waiting) VALUES (:project, :hash, :body, 0) RETURNING n""")
 
-#: The `data` of the Event that every successful end of a plain Job shares the form of.
 _encode = msgspec.json.Encoder().encode
 
 
@@ -107,6 +107,7 @@ class Tx:
         self.written = False
         self._events: list[tuple[Any, ...]] = []
         self._counts: dict[tuple[int, int, str, str], int] = {}
+        self._moves: dict[tuple[int, int, str, str, str], int] = {}
         self._shapes: set[int] = set()
 
     # -- statements --------------------------------------------------------------------------------
@@ -166,8 +167,8 @@ class Tx:
                 seq,
                 kind,
                 job,
-                old,
-                new,
+                text_of(old),
+                text_of(new),
                 attempt,
                 epoch,
                 self.now if at is None else at,
@@ -191,6 +192,7 @@ class Tx:
 
         `outcome` is the decision's outcome as JSON, which the last Event shows as well.
         """
+        seq = self.catalog.next_seq[project]
         for step in decision.steps:
             data = None
             if step.outcome is not None:
@@ -198,19 +200,14 @@ class Tx:
                 data = f'{{"outcome":{outcome if same else to_json(step.outcome)}}}'
             elif step.assumed:
                 data = '{"assumed":true}'
-            self.event(
-                project,
-                "job",
-                job,
-                step.old,
-                step.new,
-                attempt=decision.attempt,
-                epoch=epoch,
-                at=step.at,
-                data=data,
-            )
-        self.count(project, site, app, old, -1)
-        self.count(project, site, app, decision.state, 1)
+            fields = ("job", job, text_of(step.old), text_of(step.new), decision.attempt, epoch)
+            self._events.append((project, seq, *fields, step.at, self.now, data))
+            seq += 1
+        self.dirty = True
+        self.catalog.next_seq[project] = seq
+        self.effects.events[project] = seq - 1
+        moved = (project, site, app, old, decision.state)
+        self._moves[moved] = self._moves.get(moved, 0) + 1
 
     def count(self, project: int, site: int, app: str, state: str, n: int) -> None:
         """Change the number of Jobs in a state."""
@@ -268,6 +265,9 @@ class Tx:
         if not self.written:
             return
         self.insert(INSERT_EVENTS, self._events)
+        for (project, site, app, old, new), n in self._moves.items():
+            self.count(project, site, app, old, -n)
+            self.count(project, site, app, new, n)
         counts = [(*key, n) for key, n in self._counts.items() if n]
         self.write_rows(ADD_COUNTS, counts)
         self.write_rows(SET_WAITING, [(n, self.catalog.shapes[n].waiting) for n in self._shapes])
