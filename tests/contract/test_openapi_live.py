@@ -16,6 +16,7 @@ from chappe.hub.table import ROUTES
 from chappe.link.clock import new_id
 from chappe.testing.hub import RunningHub, start_hub
 from chappe.wire.jobs import ActOnJobs, JobFilter, QueryJobs
+from chappe.wire.people import NewInvitation, NewProject, NewServiceToken, NewUser, SetMember
 from chappe.wire.sites import AgentSync, NewSite, NewToken
 from tests.integration.hub_rig import World, raw, world
 
@@ -81,6 +82,8 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
         await call("GET", path)
     for path in ("/v1/sessions", "/v1/events", "/v1/tokens", "/v1/projects", "/v1/whoami"):
         await call("GET", path)
+    for path in ("/v1/users", "/v1/members", "/v1/audit"):
+        await call("GET", path)
     for path in ("", "/events", "/why", "/parents"):
         await call("GET", "/v1/jobs/{id}" + path, id=child)
     await call("GET", "/v1/sites/{id}", id=w.site_id)
@@ -88,6 +91,11 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
     for act in ("cancel", "retry", "delete"):
         await call("POST", f"/v1/jobs/{act}", ActOnJobs(JobFilter(ids=[child])))
     await call("POST", "/v1/tokens", NewToken("contract", 60.0))
+    await call("POST", "/v1/tokens/service", NewServiceToken("viewer"))
+    await call("POST", "/v1/users", NewUser(f"u-{w.site_id}"))
+    await call("POST", "/v1/users/{name}/invite", NewInvitation(), name=f"u-{w.site_id}")
+    await call("POST", "/v1/projects", NewProject(new_id(), f"p-{w.site_id}"))
+    await call("PUT", "/v1/members/{name}", SetMember("viewer"), name=f"u-{w.site_id}")
     await call("POST", "/v1/sites", NewSite(new_id(), f"contract-{w.site_id}"))
     agent = AgentSync(w.agent)
     await call("POST", "/v1/sites/{id}/sync", agent, w.site, id=w.site_id)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from chappe.core import limits
+from chappe.core.access import Reach
 from chappe.core.errors import Invalid, NotFound, TooLarge
 from chappe.core.jobs import AppRef, Envelope, JobSpec, Resources
-from chappe.store import acts, queries, sync
+from chappe.store import acts, projects, queries, sync
 from chappe.testing.store import TRUE, PilotRig, SiteRig, StoreRig, cores, held
 from chappe.wire.jobs import ActOnJobs, JobFilter, JobPage
 from chappe.wire.results import ResultUpload
@@ -336,5 +337,5 @@ def test_a_sites_token_sees_its_own_site_only(rig: StoreRig, site: SiteRig) -> N
 
 
 def test_the_one_project(rig: StoreRig) -> None:
-    (project,) = rig.ask(queries.list_projects, rig.user)
-    assert (project.id, project.name) == (rig.user.project_id, "default")
+    (project,) = rig.ask(projects.projects, rig.user, Reach.OWN).projects
+    assert (project.id, project.name, project.role) == (rig.user.project_id, "default", "owner")

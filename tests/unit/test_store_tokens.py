@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from chappe.core.access import Reach
 from chappe.core.errors import Invalid, NotFound
-from chappe.store import principal, queries, sites, tokens
+from chappe.store import principal, sites, tokens
 from chappe.store.principal import Principal, hash_token, make_token
 from chappe.testing.store import StoreRig
 from chappe.wire.sites import NewSession, NewSite, NewToken
@@ -65,9 +66,9 @@ def test_a_revoked_token_is_nobody(rig: StoreRig) -> None:
     told: set[str] = set()
     rig.store.writer.on_commit = lambda effects: told.update(effects.revoked)
     first = rig.clock()
-    rig.do(tokens.revoke_token, rig.user, prefix)
+    rig.do(tokens.revoke_token, rig.user, Reach.PROJECT, prefix)
     rig.clock.advance(9)
-    rig.do(tokens.revoke_token, rig.user, prefix)
+    rig.do(tokens.revoke_token, rig.user, Reach.PROJECT, prefix)
     assert found(rig, token) is None
     assert told == {prefix}
     assert rig.sql("SELECT revoked_at FROM token WHERE prefix = ?", prefix)[0][0] == first
@@ -77,7 +78,7 @@ def test_a_revoked_token_is_nobody(rig: StoreRig) -> None:
 
 def test_an_unknown_token_cannot_be_revoked(rig: StoreRig) -> None:
     with pytest.raises(NotFound):
-        rig.do(tokens.revoke_token, rig.user, "x" * 12)
+        rig.do(tokens.revoke_token, rig.user, Reach.PROJECT, "x" * 12)
 
 
 def test_an_expiry_is_kept(rig: StoreRig) -> None:
@@ -85,7 +86,7 @@ def test_an_expiry_is_kept(rig: StoreRig) -> None:
     who = found(rig, token)
     assert who is not None
     assert who.expires_at == rig.clock() + 604_800
-    views = {v.prefix: v for v in rig.ask(queries.list_tokens, rig.user)}
+    views = {v.prefix: v for v in rig.ask(tokens.tokens, rig.user, Reach.PROJECT).tokens}
     assert (views[prefix].note, views[prefix].expires_at) == ("for a week", who.expires_at)
     assert all(v.token is None for v in views.values())
 

@@ -1,7 +1,7 @@
 """From a bearer token to a Principal, remembered so that a busy pilot costs no read per request.
 
 The cache holds sha256 of tokens, not tokens. A revocation empties its entry on the event loop before
-the revoking request is answered; a look-up that was under way at that moment is not remembered.
+the revoking request is answered; a look-up that was under way at that moment is made again.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 
 from chappe.core.access import Party, Reach, Row, reach
-from chappe.core.errors import Forbidden, Unauthenticated
+from chappe.core.errors import Busy, Forbidden, Unauthenticated
 from chappe.store.principal import Principal
 
 CACHE = 10_000
+LOOKS = 10
 
 _WORDS = {
     Party.VIEWER: "a viewer",
@@ -64,13 +65,15 @@ class Auth:
         if known is not None:
             self._known.move_to_end(digest)
             return known
-        revision = self._revision
-        found = await self._lookup(token)
-        if found is None:
-            raise Unauthenticated("the token is unknown or was revoked")
-        if revision == self._revision:
-            self._remember(digest, found)
-        return found
+        for _ in range(LOOKS):
+            revision = self._revision
+            found = await self._lookup(token)
+            if found is None:
+                raise Unauthenticated("the token is unknown or was revoked")
+            if revision == self._revision:
+                self._remember(digest, found)
+                return found
+        raise Busy("many tokens are being revoked at this moment; try again")
 
     def _remember(self, digest: bytes, principal: Principal) -> None:
         self._known[digest] = principal

@@ -184,7 +184,8 @@ def error_content(error: Exception, where: str) -> Content:
         if isinstance(error, Unauthenticated):
             headers["www-authenticate"] = "Bearer"
         elif error.transient:
-            headers["retry-after"] = "1"
+            details = error.details if isinstance(error.details, dict) else {}
+            headers["retry-after"] = str(details.get("retry_after_s", 1))
     else:
         id = secrets.token_hex(6)
         log.error("unexpected error", error_id=id, route=where, exc_info=error)

@@ -10,7 +10,8 @@ from the same position share one read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -61,13 +62,23 @@ def position(hub: Hub, principal: Principal, cursor: str | None, *, absent: int 
     return seq
 
 
+@dataclass(slots=True, eq=False)
+class _Ear:
+    """One open stream: whose it is, what wakes it, and whether it was told to end."""
+
+    token: str
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+    is_cut: bool = False
+
+
 class Streams:
     """The open streams, and the reads that they share."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._open: dict[int, set[asyncio.Event]] = {}
+        self._open: dict[int, set[_Ear]] = {}
         self._count = 0
+        self._cuts = 0
         self._reads: dict[_Read, asyncio.Future[tuple[bytes, int]]] = {}
 
     def __len__(self) -> int:
@@ -76,33 +87,46 @@ class Streams:
     def hint(self, projects: Mapping[int, int]) -> None:
         """Projects (row numbers) have new Events."""
         for project in projects:
-            for event in self._open.get(project, ()):
-                event.set()
+            for ear in self._open.get(project, ()):
+                ear.more.set()
 
     def stop(self) -> None:
         """Wake all streams, so that they see that the Hub stops."""
         for project in self._open.values():
-            for event in project:
-                event.set()
+            for ear in project:
+                ear.more.set()
+
+    def cut(self, tokens: Collection[str]) -> None:
+        """End the streams of these tokens (prefixes): they were revoked, or may mean something else now."""
+        self._cuts += 1
+        for project in self._open.values():
+            for ear in project:
+                if ear.token in tokens:
+                    ear.is_cut = True
+                    ear.more.set()
 
     def open(self, p: Principal, f: EventFilter, cursor: str | None) -> AsyncGenerator[bytes, None]:
         """The chunks of a stream that begins after `cursor` (None: now). Raises Gone or Busy."""
         after = position(self._hub, p, cursor, absent=None)
         if self._count >= limits.STREAMS:
             raise Busy(f"{limits.STREAMS} streams are open, which is the limit; close some")
-        return self._run(p, f, after)
+        return self._run(p, f, after, self._cuts)
 
-    async def _run(self, p: Principal, f: EventFilter, after: int) -> AsyncGenerator[bytes, None]:
-        hub, store = self._hub, self._hub.store
+    async def _run(
+        self, p: Principal, f: EventFilter, after: int, cuts: int
+    ) -> AsyncGenerator[bytes, None]:
+        store = self._hub.store
         loop = asyncio.get_running_loop()
         incarnation = store.incarnation
-        more = asyncio.Event()
+        # If tokens were revoked between `open` and now, this may be one: its client is to ask again.
+        ear = _Ear(p.token_prefix, is_cut=cuts != self._cuts)
+        more = ear.more
         self._count += 1
-        self._open.setdefault(p.project_n, set()).add(more)
+        self._open.setdefault(p.project_n, set()).add(ear)
         told, read_at = after, 0.0
         try:
             yield b": ready\n\n"
-            while not hub.stopping.is_set() and store.incarnation == incarnation:
+            while not self._is_over(p, ear) and store.incarnation == incarnation:
                 more.clear()
                 head = store.head(p.project_n)
                 if head > after:
@@ -120,9 +144,14 @@ class Streams:
         finally:
             self._count -= 1
             among = self._open[p.project_n]
-            among.discard(more)
+            among.discard(ear)
             if not among:
                 del self._open[p.project_n]
+
+    def _is_over(self, p: Principal, ear: _Ear) -> bool:
+        """Whether a stream ends: with the Hub, or with its token (looked at when it wakes, every 15 s)."""
+        expired = p.expires_at is not None and p.expires_at <= self._hub.clock()
+        return ear.is_cut or expired or self._hub.stopping.is_set()
 
     async def _pace(self, read_at: float) -> None:
         """Wait until SPACING_S after the last read, or until the Hub stops."""

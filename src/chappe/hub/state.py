@@ -21,6 +21,7 @@ from chappe.hub.auth import Auth
 from chappe.hub.live import Streams
 from chappe.hub.liveness import Liveness
 from chappe.hub.metrics import Metrics
+from chappe.hub.passwords import Passwords
 from chappe.hub.polls import Polls
 from chappe.store.db import READERS, Store
 from chappe.store.principal import find
@@ -46,6 +47,7 @@ class Hub:
         self.streams = Streams(self)
         self.liveness = Liveness(boot)
         self.auth = Auth(lambda token: self.read(find, token), clock)
+        self.passwords = Passwords(boot)
         self.due = asyncio.Event()
         self.stopping = asyncio.Event()
         self.bodies_bytes = 0
@@ -72,6 +74,7 @@ class Hub:
     def close(self) -> None:
         """Cease to listen to the writer, and end the threads. After the last request."""
         self.store.writer.on_commit = lambda _effects: None
+        self.passwords.close()
         self._readers.shutdown(cancel_futures=True)
         self._preparer.shutdown(cancel_futures=True)
 
@@ -122,6 +125,7 @@ class Hub:
             return
         if effects.revoked:
             self.auth.revoked(effects.revoked)
+            self.streams.cut(effects.revoked)
         self.polls.hint(("work", n) for n in effects.work)
         self.polls.hint(("session", id) for id in effects.kill)
         self.polls.hint(("agent", n) for n in effects.agents)

@@ -10,10 +10,22 @@ from __future__ import annotations
 from chappe.core import limits
 from chappe.hub.metrics import CONTENT_TYPE as METRICS
 from chappe.hub.route import Route
-from chappe.hub.routes import batch, events, health, jobs, results, sites, sync, tokens
+from chappe.hub.routes import (
+    batch,
+    events,
+    health,
+    jobs,
+    logins,
+    people,
+    results,
+    sites,
+    sync,
+    tokens,
+)
 
 TEXT = "text/plain"
 SMALL = limits.MIB
+TINY = 64 * limits.KIB
 
 ROUTES: tuple[Route, ...] = (
     # pilots
@@ -46,6 +58,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/sites", sites.create, (409,), limit_bytes=SMALL),
     Route("GET", "/v1/sites/{id}", sites.show),
     Route("DELETE", "/v1/sites/{id}", sites.delete, (409,)),
+    Route("POST", "/v1/sites/{id}/token", sites.renew_token),
     Route("PUT", "/v1/sites/{id}/apps", sites.publish_apps),
     Route("POST", "/v1/sites/{id}/agent", sites.hello, (409,), limit_bytes=SMALL),
     Route("POST", "/v1/sites/{id}/sync", sites.sync, (409,)),
@@ -64,9 +77,26 @@ ROUTES: tuple[Route, ...] = (
     # tokens
     Route("GET", "/v1/tokens", tokens.index),
     Route("POST", "/v1/tokens", tokens.create, limit_bytes=SMALL),
-    Route("DELETE", "/v1/tokens/{prefix}", tokens.revoke),
-    Route("GET", "/v1/projects", tokens.projects),
+    Route("DELETE", "/v1/tokens/{prefix}", tokens.revoke, (409,)),
+    Route("POST", "/v1/tokens/service", tokens.create_service, limit_bytes=SMALL),
     Route("GET", "/v1/whoami", tokens.whoami),
+    # logging in
+    Route("POST", "/v1/login", logins.login, (401, 403, 409), limit_bytes=TINY),
+    Route("POST", "/v1/join", logins.join, (401, 403, 409), limit_bytes=TINY),
+    Route("POST", "/v1/logout", logins.logout, (404, 409)),
+    Route("PUT", "/v1/password", logins.change_password, limit_bytes=TINY),
+    # users and projects
+    Route("GET", "/v1/users", people.users),
+    Route("POST", "/v1/users", people.add_user, (409,), limit_bytes=SMALL),
+    Route("POST", "/v1/users/{name}/invite", people.invite, (409,), limit_bytes=SMALL),
+    Route("POST", "/v1/users/{name}/disable", people.disable, (409,)),
+    Route("POST", "/v1/users/{name}/enable", people.enable),
+    Route("GET", "/v1/projects", people.list_projects),
+    Route("POST", "/v1/projects", people.create_project, (409,), limit_bytes=SMALL),
+    Route("GET", "/v1/members", people.members, (404,)),
+    Route("PUT", "/v1/members/{name}", people.set_member, (409,), limit_bytes=SMALL),
+    Route("DELETE", "/v1/members/{name}", people.remove_member, (409,)),
+    Route("GET", "/v1/audit", people.audit_page),
     # the process
     Route("GET", "/healthz", health.healthz, media=TEXT),
     Route("GET", "/readyz", health.readyz, media=TEXT),

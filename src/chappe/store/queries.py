@@ -31,10 +31,8 @@ from chappe.wire.sites import (
     AppView,
     BatchJobIntent,
     BatchJobView,
-    ProjectView,
     SessionView,
     SiteView,
-    TokenView,
 )
 from chappe.wire.submission import Submission
 
@@ -113,14 +111,6 @@ BATCH_JOBS = sql("""
     WHERE b.project = :project AND (CAST(:site AS text) IS NULL OR site.id = :site OR site.name = :site)
       AND (CAST(:state AS text) IS NULL OR b.state = :state) AND (CAST(:id AS text) IS NULL OR b.id = :id)
     ORDER BY b.n DESC LIMIT :most""")
-
-TOKENS = sql("""
-    SELECT t.prefix, t.scope, t.created_at, t.note, site.id AS site, s.id AS session, t.expires_at,
-           t.revoked_at
-    FROM token t LEFT JOIN site ON site.n = t.site LEFT JOIN session s ON s.n = t.session
-    WHERE t.project = :project ORDER BY t.created_at DESC LIMIT :most""")
-
-PROJECTS = sql("SELECT id, name, created_at FROM project WHERE n = :project")
 
 _decode_outcome = msgspec.json.Decoder(Outcome).decode
 _decode_envelope = msgspec.json.Decoder(Envelope).decode
@@ -364,26 +354,3 @@ def batch_job_view(conn: Connection, p: Principal, id: str) -> BatchJobView:
     if not found:
         raise no_such("batch job", id)
     return found[0]
-
-
-def list_tokens(conn: Connection, p: Principal) -> list[TokenView]:
-    """The project's tokens, newest first, without secrets."""
-    rows = conn.execute(TOKENS, {"project": p.project_n, "most": limits.PAGE_MAX})
-    return [
-        TokenView(
-            row.prefix,
-            row.scope,
-            row.created_at,
-            row.note,
-            row.site,
-            row.session,
-            row.expires_at,
-            row.revoked_at,
-        )
-        for row in rows
-    ]
-
-
-def list_projects(conn: Connection, p: Principal) -> list[ProjectView]:
-    """The one project that a token is for."""
-    return [ProjectView(*row) for row in conn.execute(PROJECTS, {"project": p.project_n})]

@@ -11,7 +11,7 @@ from chappe.core import limits
 from chappe.core.errors import Conflict, Forbidden, Invalid, TooLarge
 from chappe.core.ids import check_id
 from chappe.core.leases import Reason
-from chappe.store import tokens
+from chappe.store import audit, tokens
 from chappe.store.catalog import SiteEntry, app_entry
 from chappe.store.deaths import session_dead
 from chappe.store.dialect import sql
@@ -132,10 +132,18 @@ def create_site(tx: Tx, p: Principal, new: NewSite) -> NewSiteReply:
         entry = SiteEntry(row.n, p.project_n, new.id, new.name)
         tx.catalog.add_site(entry)
         _tell(tx, p, "site", id=new.id, name=new.name, state="created")
+        audit.record(tx, p, p.project_n, "site.create", new.name, id=new.id)
+    return renew_token(tx, p, new.id)
+
+
+def renew_token(tx: Tx, p: Principal, id: str) -> NewSiteReply:
+    """Make a Site's token; the one before it is revoked, at once."""
+    entry = site_of(tx, p, id)
     for (prefix,) in tx.write(REVOKE_SITE, site=entry.n, now=tx.now):
         tx.effects.revoked.add(prefix)
-    token, _ = tokens.issue(tx, "site", p.project_n, site=entry.n, note=f"site {new.name}")
-    return NewSiteReply(new.id, new.name, p.project_id, token)
+    token, prefix = tokens.issue(tx, "site", p.project_n, site=entry.n, note=f"site {entry.name}")
+    audit.record(tx, p, p.project_n, "site.token", entry.name, id=id, token=prefix)
+    return NewSiteReply(id, entry.name, p.project_id, token)
 
 
 def delete_site(tx: Tx, p: Principal, id: str) -> None:
@@ -151,6 +159,7 @@ def delete_site(tx: Tx, p: Principal, id: str) -> None:
     tx.write(DELETE_APPS, site=entry.n)
     tx.write(DELETE_SITE, site=entry.n)
     tx.catalog.remove_site(entry)
+    audit.record(tx, p, p.project_n, "site.delete", entry.name, id=id)
     _tell(tx, p, "site", id=id, name=entry.name, state="deleted")
 
 

@@ -199,7 +199,8 @@ class NewToken(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
 
 
 class TokenView(HidesToken, msgspec.Struct, frozen=True, omit_defaults=True):
-    """A token without its secret; `token` is filled only in the reply that made it."""
+    """A token without its secret; `token` is filled only in the reply that made it. A user's token names its
+    `user`; a service token has none, and the `role` that it was given."""
 
     prefix: str
     scope: str
@@ -210,26 +211,14 @@ class TokenView(HidesToken, msgspec.Struct, frozen=True, omit_defaults=True):
     expires_at: float | None = None
     revoked_at: float | None = None
     token: str | None = None
+    user: str | None = None
+    role: str | None = None
 
 
 class TokenList(msgspec.Struct, frozen=True):
-    """All tokens of the project, without secrets."""
+    """Tokens of the project, without secrets: for owners all, for others their own."""
 
     tokens: list[TokenView]
-
-
-class ProjectView(msgspec.Struct, frozen=True):
-    """A project: the boundary of ids, Events and access."""
-
-    id: str
-    name: str
-    created_at: float
-
-
-class ProjectList(msgspec.Struct, frozen=True):
-    """The projects that the token may see."""
-
-    projects: list[ProjectView]
 
 
 class Whoami(msgspec.Struct, frozen=True, omit_defaults=True):

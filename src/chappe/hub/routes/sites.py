@@ -31,7 +31,12 @@ class AppsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def create(call: Call[NewSite, None]) -> NewSiteReply:
     """Register a Site and make its token. Repeating it with the same id and name makes a new token."""
-    return await call.hub.write(store.create_site, call.principal, call.body)
+    return await call.hub.write(store.create_site, call.actor, call.body)
+
+
+async def renew_token(call: Call[None, None]) -> NewSiteReply:
+    """Make a Site's token anew; the one that it had is revoked. The reply shows it this once."""
+    return await call.hub.write(store.renew_token, call.actor, call.path["id"])
 
 
 async def index(call: Call[None, None]) -> Listing:
@@ -48,7 +53,7 @@ async def show(call: Call[None, None]) -> SiteView:
 
 async def delete(call: Call[None, None]) -> None:
     """Forget a Site that has no Jobs left to run and no live Sessions."""
-    await call.hub.write(store.delete_site, call.principal, call.path["id"])
+    await call.hub.write(store.delete_site, call.actor, call.path["id"])
 
 
 async def publish_apps(call: Call[PublishApps, None]) -> None:

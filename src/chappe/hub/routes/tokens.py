@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import chappe
 from chappe.hub.call import Call
-from chappe.store import queries
 from chappe.store import tokens as store
 from chappe.wire.events import WIRE_VERSION
-from chappe.wire.sites import NewToken, ProjectList, TokenList, TokenView, Whoami
+from chappe.wire.people import NewServiceToken
+from chappe.wire.sites import NewToken, TokenList, TokenView, Whoami
 
 
 async def create(call: Call[NewToken, None]) -> TokenView:
-    """Make a further token of the same user; its text is shown this once."""
-    return await call.hub.write(store.create_token, call.principal, call.body)
+    """Make a further token of the same user; its text is shown this once.
+
+    It ends no later than the token that makes it.
+    """
+    return await call.hub.write(store.create_token, call.actor, call.body)
+
+
+async def create_service(call: Call[NewServiceToken, None]) -> TokenView:
+    """Make a token of the project itself, with a role, for a program; its text is shown this once."""
+    return await call.hub.write(store.create_service_token, call.actor, call.body)
 
 
 async def index(call: Call[None, None]) -> TokenList:
-    """List the project's tokens, without their secrets."""
-    return TokenList(await call.hub.read(queries.list_tokens, call.principal))
+    """List tokens, without their secrets: an owner's request all of the project, another's its user's own."""
+    return await call.hub.read(store.tokens, call.principal, call.reach)
 
 
 async def revoke(call: Call[None, None]) -> None:
-    """Revoke a token, at once."""
-    await call.hub.write(store.revoke_token, call.principal, call.path["prefix"])
-
-
-async def projects(call: Call[None, None]) -> ProjectList:
-    """List the projects that the token may see."""
-    return ProjectList(await call.hub.read(queries.list_projects, call.principal))
+    """Revoke a token, at once: an owner any of the project, others their own."""
+    await call.hub.write(store.revoke_token, call.actor, call.reach, call.path["prefix"])
 
 
 async def whoami(call: Call[None, None]) -> Whoami:
