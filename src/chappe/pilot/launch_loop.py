@@ -2,7 +2,7 @@
 
 What can come: a child ended (SIGCHLD writes a byte to a pipe), the head connected, spoke or went, a deadline
 passed. Each turn handles all that came and tells the head in one frame. While tasks wait in lanes the
-launcher has work to go on with and gathers events for up to 5 ms; otherwise it tells at once, since the head
+launcher has work to go on with and gathers events for up to 12 ms; otherwise it tells at once, since the head
 may be waiting for just that.
 
 The guard: without a head the launcher keeps its runs for `head_grace_s`. If none comes by then it ends every
@@ -50,7 +50,7 @@ CRASH_POINTS = (
 )
 """Where a test may kill the launcher (see `core.faults`)."""
 
-_GATHER_S = 0.005
+_GATHER_S = 0.012
 _GATHER_EVENTS = 64
 _END_GRACE_S = 5.0
 _GUARD: Key = ("", -1)
