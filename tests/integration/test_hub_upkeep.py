@@ -87,6 +87,7 @@ class Rig:
         self.number += 1
         assert self.pilot.session_n is not None
         self.hub.liveness.heard(self.pilot.session_n)
+        self.hub.liveness.ends(self.pilot.session_n, hard_end_in_s)
         request = SyncRequest(
             self.pilot.session_id or "",
             self.number,

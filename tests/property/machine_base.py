@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 from chappe.core import faults
 from chappe.core.errors import SessionDead
 from chappe.core.leases import Outcome, Reason
+from chappe.core.limits import KILL_TIME_S
 from chappe.core.states import FINAL, RUNNABLE, State
 from chappe.store import sync, upkeep
 from chappe.testing.store import SiteRig, StoreRig
@@ -173,11 +174,13 @@ class MachineBase(RuleBasedStateMachine):
     def _timers(self) -> None:
         """What the Hub does on its own."""
         now = self.world.clock()
-        for n in self.rig.ask(upkeep.open_sessions):
+        ends = self.rig.ask(upkeep.open_sessions)
+        for n in ends:
             self.heard.setdefault(n, now)
         ago = {n: now - at for n, at in self.heard.items()}
         self.rig.do(upkeep.silence, [n for n, s in ago.items() if s > TTL_S])
-        self.rig.do(upkeep.reap_hard_ends)
+        over = [n for n, at in ends.items() if at is not None and at + KILL_TIME_S <= now]
+        self.rig.do(upkeep.allocations_over, over)
         self.rig.do(upkeep.takeovers, ago)
         self.rig.do(upkeep.release_due)
 

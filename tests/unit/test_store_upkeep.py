@@ -39,7 +39,7 @@ def test_silence_is_shown_and_is_not_death(rig: StoreRig, site: SiteRig) -> None
     grant = running(pilot)
     told: set[int] = set()
     rig.store.writer.on_commit = lambda effects: told.update(effects.agents)
-    assert rig.ask(upkeep.open_sessions) == [number(pilot)]
+    assert rig.ask(upkeep.open_sessions) == {number(pilot): None}
     rig.do(upkeep.silence, [number(pilot)])
     view = rig.job(grant.job)
     assert (view.state, view.unreachable, view.session) == ("RUNNING", True, pilot.id)
@@ -60,35 +60,26 @@ def test_the_dead_are_not_silenced(rig: StoreRig, site: SiteRig) -> None:
     site.end(pilot)
     rig.do(upkeep.silence, [n])
     assert rig.sql("SELECT state FROM session")[0][0] == "dead"
-    assert rig.ask(upkeep.open_sessions) == []
+    assert rig.ask(upkeep.open_sessions) == {}
     rig.do(upkeep.silence, [])
 
 
 # -- hard ends --------------------------------------------------------------------------------------
 
 
-def test_an_allocation_is_over_when_its_hard_end_and_the_kill_time_have_passed(
-    rig: StoreRig, site: SiteRig
-) -> None:
-    pilot = site.add_pilot()
-    grant = running(pilot)
+def test_the_jobs_of_an_allocation_that_is_over_are_free(rig: StoreRig, site: SiteRig) -> None:
+    pilot, other = site.add_pilot(), site.add_pilot()
+    grant, kept = running(pilot), running(other)
     pilot.sync(held=[held(grant)], hard_end_in_s=100.0)
-    rig.clock.advance(100 + limits.KILL_TIME_S - 0.5)
-    rig.do(upkeep.reap_hard_ends)
-    assert rig.job(grant.job).state == "RUNNING"
-    rig.clock.advance(0.5)
-    rig.do(upkeep.reap_hard_ends)
+    ends = rig.ask(upkeep.open_sessions)
+    assert ends == {number(pilot): rig.clock() + 100.0, number(other): None}
+    rig.do(upkeep.allocations_over, [number(pilot)])
+    rig.do(upkeep.allocations_over, [number(pilot)])
+    assert rig.job(kept.job).state == "RUNNING"
     view = rig.job(grant.job)
     assert view.state == "RESTART_READY"
     assert view.outcome is not None
     assert view.outcome.reason == "allocation_end"
-
-
-def test_an_allocation_without_a_hard_end_is_never_over(rig: StoreRig, site: SiteRig) -> None:
-    grant = running(site.add_pilot())
-    rig.clock.advance(1e8)
-    rig.do(upkeep.reap_hard_ends)
-    assert rig.job(grant.job).state == "RUNNING"
 
 
 # -- takeovers --------------------------------------------------------------------------------------
@@ -199,11 +190,8 @@ def test_the_next_time_is_the_earliest_of_all(rig: StoreRig, site: SiteRig) -> N
     assert rig.ask(upkeep.next_due) is None
     rig.submit(rig.spec(site, not_before=now + 500))
     assert rig.ask(upkeep.next_due) == now + 500
-    pilot = site.add_pilot()
-    pilot.sync(hard_end_in_s=100.0)
-    assert rig.ask(upkeep.next_due) == now + 100 + limits.KILL_TIME_S
-    site.end(pilot)
-    assert rig.ask(upkeep.next_due) == now + 500
+    rig.submit(rig.spec(site, not_before=now + 100))
+    assert rig.ask(upkeep.next_due) == now + 100
 
 
 # -- tombstones -------------------------------------------------------------------------------------

@@ -54,8 +54,11 @@ async def _sleep(hub: Hub, seconds: float) -> None:
 
 
 async def sessions(hub: Hub) -> None:
-    """Once: mark Sessions silent that were not heard for the TTL, and take over what asked for it."""
+    """Once: mark Sessions silent that were not heard for the TTL, take over what asked for it, and end those
+    whose allocation is over."""
     hub.liveness.open(await hub.read(upkeep.open_sessions))
+    if hub.liveness.over():
+        await hub.write(_over, hub)
     if hub.liveness.late(limits.SESSION_TTL_S):
         hub.liveness.mark(await hub.write(_silence, hub))
     ago = hub.liveness.ago_s().values()
@@ -77,13 +80,18 @@ def _takeovers(tx: Tx, hub: Hub) -> None:
     upkeep.takeovers(tx, hub.liveness.ago_s())
 
 
+def _over(tx: Tx, hub: Hub) -> None:
+    """Decided here, on the writer's thread, so that an extension that came meanwhile counts."""
+    upkeep.allocations_over(tx, hub.liveness.over())
+
+
 async def due(hub: Hub) -> None:
-    """Once: release the Jobs whose time has come, end Sessions past their hard end, sleep to the next."""
+    """Once: release the Jobs whose time has come, sleep to the next."""
     hub.due.clear()
     at = await hub.read(upkeep.next_due)
     now = hub.clock()
     if at is not None and at <= now:
-        await hub.write(_release)
+        await hub.write(upkeep.release_due)
         return
     seconds = DUE_LOOK_S if at is None else min(at - now, DUE_LOOK_S)
     waits = [asyncio.ensure_future(e.wait()) for e in (hub.due, hub.stopping)]
@@ -92,11 +100,6 @@ async def due(hub: Hub) -> None:
     finally:
         for wait in waits:
             wait.cancel()
-
-
-def _release(tx: Tx) -> None:
-    upkeep.release_due(tx)
-    upkeep.reap_hard_ends(tx)
 
 
 async def purge(hub: Hub) -> None:

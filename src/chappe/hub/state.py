@@ -45,7 +45,7 @@ class Hub:
         self.polls = Polls()
         self.metrics = Metrics()
         self.streams = Streams(self)
-        self.liveness = Liveness(boot)
+        self.liveness = Liveness(boot, clock)
         self.auth = Auth(lambda token: self.read(find, token), clock)
         self.passwords = Passwords(boot)
         self.due = asyncio.Event()

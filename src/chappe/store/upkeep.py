@@ -15,10 +15,7 @@ SILENCE = sql("""
     UPDATE session SET state = 'silent'
     WHERE n IN (SELECT value FROM ints(:ns) v) AND state = 'live' RETURNING id, project, site""")
 
-OPEN = sql("SELECT n FROM session WHERE state <> 'dead'")
-
-HARD_ENDS = sql("""
-    SELECT n FROM session WHERE state <> 'dead' AND hard_end_at IS NOT NULL AND hard_end_at <= :limit""")
+OPEN = sql("SELECT n, hard_end_at FROM session WHERE state <> 'dead'")
 
 DUE = sql("""
     UPDATE job SET not_before = NULL WHERE not_before IS NOT NULL AND not_before <= :now
@@ -26,9 +23,6 @@ DUE = sql("""
 
 NEXT_DUE = sql("""
     SELECT min(not_before) FROM job WHERE not_before IS NOT NULL AND phase = 'runnable'""")
-
-NEXT_HARD_END = sql("""
-    SELECT min(hard_end_at) FROM session WHERE state <> 'dead' AND hard_end_at IS NOT NULL""")
 
 TOMBSTONES = sql("""
     DELETE FROM job WHERE n IN (SELECT n FROM job WHERE phase = 'deleted' AND changed_at < :limit
@@ -38,9 +32,9 @@ TOMBSTONES = sql("""
 DROP_EDGES = sql("DELETE FROM edge WHERE child IN (SELECT value FROM ints(:ns) v)")
 
 
-def open_sessions(conn: Connection) -> list[int]:
-    """Row numbers of all Sessions that are not dead: a starting Hub gives each a full new TTL."""
-    return [row[0] for row in conn.execute(OPEN)]
+def open_sessions(conn: Connection) -> dict[int, float | None]:
+    """All Sessions that are not dead, by row number: when their allocation's hard end is (since 1970)."""
+    return {row[0]: row[1] for row in conn.execute(OPEN)}
 
 
 def silence(tx: Tx, sessions: list[int]) -> None:
@@ -52,9 +46,9 @@ def silence(tx: Tx, sessions: list[int]) -> None:
         tx.effects.agents.add(site)
 
 
-def reap_hard_ends(tx: Tx) -> None:
-    """Allocations whose hard end and kill time have passed are over."""
-    for (n,) in tx.read(HARD_ENDS, limit=tx.now - limits.KILL_TIME_S):
+def allocations_over(tx: Tx, sessions: list[int]) -> None:
+    """The hard end and the kill time of these Sessions' allocations have passed."""
+    for n in sessions:
         session_dead(tx, n, Reason.ALLOCATION_END, "its allocation's time was over")
 
 
@@ -91,8 +85,6 @@ def purge(tx: Tx) -> int:
 
 
 def next_due(conn: Connection) -> float | None:
-    """When `release_due` or `reap_hard_ends` next has something to do (seconds since 1970)."""
-    due = conn.execute(NEXT_DUE).scalar()
-    end = conn.execute(NEXT_HARD_END).scalar()
-    times = [t for t in (due, None if end is None else end + limits.KILL_TIME_S) if t is not None]
-    return min(times) if times else None
+    """When `release_due` next has something to do (seconds since 1970)."""
+    due: float | None = conn.execute(NEXT_DUE).scalar()
+    return due

@@ -24,6 +24,8 @@ async def sync(call: Call[SyncRequest, None]) -> SyncReply:
     if has_room:
         groups.append(("work", p.site_n))
     _heard(hub, p.session_n)
+    if p.session_n is not None:
+        hub.liveness.ends(p.session_n, req.hard_end_in_s)
     with hub.polls.poll(key, req.request_no, tuple(groups)) as poll:
         reply = await hub.write(store.sync, p, req)
         _heard(hub, p.session_n)
