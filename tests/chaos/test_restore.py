@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -95,6 +97,36 @@ def test_an_older_database_is_put_back(cluster: Cluster, tmp_path: Path) -> None
     assert [attempts[job.id] for job in (runs, began)] == [1, 1], "the pilot held them"
     assert [attempts[job.id] for job in (*ended, came_and_went)] == [2] * 4
     assert cluster.client.cursor().startswith("2:"), "a new incarnation of the hub"
+
+
+def chappe(*words: str | Path) -> str:
+    """What a command of the operator prints. Raises CalledProcessError."""
+    command = [sys.executable, "-m", "chappe.cli.main", *map(str, words)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_operators_commands_with_live_pilots(cluster: Cluster, tmp_path: Path) -> None:
+    site = cluster.site("paris", slots=3)
+    site.start()
+    cluster.offers(site)
+    gate, data, file = tmp_path / "gate", cluster.hub.data, tmp_path / "backup"
+    runs = cluster.submit(2, site, gate=gate)
+    until(lambda: begun(cluster, *runs), "they run")
+    waits = cluster.submit(3, site, gate=gate, priority=-1)
+    chappe("hub", "backup", file, "--data", data)
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        chappe("hub", "restore", file, "--data", data)
+    assert "another hub has" in refused.value.stderr
+    until(lambda: begun(cluster, waits[0]), "one that the copy did not see begin runs")
+    cluster.hub.stop()
+    assert "hub.sqlite.replaced-" in chappe("hub", "restore", file, "--data", data)
+    cluster.hub.start()
+    gate.touch()
+    cluster.wait([*runs, *waits])
+    views = cluster.judge([*runs, *waits])
+    assert [(v.state, v.attempt) for v in views] == [("JOB_FINISHED", 1)] * 5
+    assert len(site.sessions()) == 1
+    assert cluster.client.cursor().startswith("2:")
 
 
 def test_an_allocation_that_ended_after_the_copy_was_made(cluster: Cluster, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from chappe import __version__
 
 #: Name → (module, one line of help). The line is here so that --help needs no import.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "hub": ("chappe.cli.hub", "Start a hub."),
+    "hub": ("chappe.cli.hub", "Start a hub; back it up and restore it."),
     "site": ("chappe.cli.site", "Make, check, start and stop sites."),
     "app": ("chappe.cli.app", "Show the apps that sites offer; check an app's file."),
     "job": ("chappe.cli.job", "Submit, list, watch, cancel, retry and delete jobs."),

@@ -35,6 +35,11 @@ def default_data() -> Path:
     return (Path(base) if base else Path.home() / ".local/share") / "chappe"
 
 
+def database(data: Path, db: str | None) -> str:
+    """The URL of a Hub's database: the one given, or SQLite in its data directory."""
+    return db or f"sqlite:///{data.absolute() / 'hub.sqlite'}"
+
+
 @dataclass(frozen=True)
 class HubOptions:
     """How to start a Hub. `db` None: SQLite in the data directory. Port 0: a free one, which is printed.
@@ -81,7 +86,7 @@ def _run(options: HubOptions) -> None:
             f"cannot make the directory {data}: {e.strerror}; choose another with --data",
             field="data",
         ) from None
-    store = open_store(options.db or f"sqlite:///{data / 'hub.sqlite'}", clock=now)
+    store = open_store(database(data, options.db), clock=now)
     try:
         listener = _bind(options)
         port = listener.getsockname()[1]

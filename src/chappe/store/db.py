@@ -88,7 +88,7 @@ def open_store(url: str, *, clock: Callable[[], float]) -> Store:
     path = _path_in(url)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     refuse_network_file_system(path.parent)
-    lock = _lock(path)
+    lock = lock_database(path)
     try:
         # Nobody else's to read, whatever the umask; SQLite gives its side files the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -159,8 +159,8 @@ def _file_system_type(directory: Path) -> int:
     return ctypes.c_long.from_buffer(buffer).value & 0xFFFF_FFFF
 
 
-def _lock(path: Path) -> int:
-    """The lock of the one writing process, held until it ends however it ends."""
+def lock_database(path: Path) -> int:
+    """The lock of the one writing process, held until it ends however it ends. Raises Unavailable."""
     fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
