@@ -37,6 +37,11 @@ from chappe.sdk.errors import (
 from chappe.sdk.results import (
     ResultFile,
 )
+from chappe.sdk.selections import (
+    AsyncSelection,
+    Changes,
+    Selection,
+)
 from chappe.sdk.sync import (
     App,
     Client,
@@ -63,7 +68,9 @@ __all__ = [
     "AsyncApp",
     "AsyncClient",
     "AsyncJob",
+    "AsyncSelection",
     "Busy",
+    "Changes",
     "ChappeError",
     "Client",
     "ConfigMissing",
@@ -83,6 +90,7 @@ __all__ = [
     "Outcome",
     "Parameter",
     "ResultFile",
+    "Selection",
     "SiteView",
     "TooLarge",
     "Unauthenticated",

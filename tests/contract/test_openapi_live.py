@@ -15,7 +15,8 @@ from chappe.hub.app import openapi_document
 from chappe.hub.table import ROUTES
 from chappe.link.clock import new_id
 from chappe.testing.hub import RunningHub, start_hub
-from chappe.wire.jobs import ActOnJobs, JobFilter, QueryJobs
+from chappe.wire.bulk import NewAct, NewSelection
+from chappe.wire.jobs import ActOnJobs, EnvelopeChange, JobFilter, QueryJobs
 from chappe.wire.people import NewInvitation, NewProject, NewServiceToken, NewUser, SetMember
 from chappe.wire.sites import AgentSync, NewSite, NewToken
 from tests.integration.hub_rig import World, raw, world
@@ -90,6 +91,17 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
     await call("POST", "/v1/jobs/query", QueryJobs(JobFilter()))
     for act in ("cancel", "retry", "delete"):
         await call("POST", f"/v1/jobs/{act}", ActOnJobs(JobFilter(ids=[child])))
+    for act in ("hold", "release", "update"):
+        change = EnvelopeChange(priority=1)
+        await call("POST", f"/v1/jobs/{act}", ActOnJobs(JobFilter(ids=[parent]), change=change))
+    selection = NewSelection(new_id(), JobFilter(app="nop"))
+    await call("POST", "/v1/selections", selection)
+    await call("GET", "/v1/selections/{id}", id=selection.id)
+    new = NewAct(new_id(), selection.id, "hold")
+    await call("POST", "/v1/acts", new)
+    await call("GET", "/v1/acts/{id}", id=new.id)
+    await call("GET", "/v1/acts")
+    await call("POST", "/v1/acts/{id}/stop", id=new.id)
     await call("POST", "/v1/tokens", NewToken("contract", 60.0))
     await call("POST", "/v1/tokens/service", NewServiceToken("viewer"))
     await call("POST", "/v1/users", NewUser(f"u-{w.site_id}"))

@@ -92,9 +92,32 @@ def test_why_and_cancel_by_filter(place: Place) -> None:
     assert "60000 cores" in place.chappe("why", first).stdout
     assert "first" in place.chappe("why", second).stdout
     assert {v["name"] for v in lines(place, "job", "ls", "--tag", "exp=why")} == {"first", "second"}
-    assert lines(place, "job", "cancel", "--name", "first") == [{"cancelled": 1}]
+    asked = place.chappe("job", "cancel", "--name", "first")
+    assert asked.returncode == 2
+    assert "1 job matches: add --yes" in asked.stderr
+    assert lines(place, "job", "show", first)[0]["phase"] == "runnable"
+    assert lines(place, "job", "cancel", "--name", "first", "--yes") == [{"cancelled": 1}]
     (view,) = lines(place, "job", "show", second)
     assert view["state"] == "FAILED"
+
+
+def test_hold_update_and_release(place: Place) -> None:
+    job = submit(place, "--tag", "exp=hold", "--cores", "60000")
+    assert lines(place, "job", "hold", job) == [{"id": job, "code": "held"}]
+    assert f"chappe job release {job}" in place.chappe("why", job).stdout
+    assert " held " in place.chappe("job", "ls", "--held").stdout
+    change = ("--priority", "3", "--set-tag", "exp=later", "--set-data", "grid=[1, 2]")
+    assert lines(place, "job", "update", "--tag", "exp=hold", "-y", *change) == [{"updated": 1}]
+    (view,) = lines(place, "job", "show", job)
+    assert (view["priority"], view["tags"]) == (3, {"exp": "later"})
+    assert view["data"] == {"grid": [1, 2]}
+    assert lines(place, "job", "update", job, "--untag", "exp") == [{"id": job, "code": "updated"}]
+    assert lines(place, "job", "release", "--held", "-y") == [{"released": 1}]
+    assert lines(place, "job", "cancel", job) == [{"id": job, "code": "cancelled"}]
+    assert place.chappe("job", "update", job).returncode == 2
+    later = lines(place, "job", "ls", "--created-since", "1h", "--name-prefix", "wav")
+    assert job in {v["id"] for v in later}
+    assert lines(place, "job", "ls", "--ended-until", "2020-01-01") == []
 
 
 def test_events_of_one_job(place: Place) -> None:

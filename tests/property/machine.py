@@ -18,7 +18,7 @@ from chappe.core import faults
 from chappe.core.errors import ChappeError, SessionDead
 from chappe.core.jobs import Envelope, JobSpec, ParentPolicy, Resources, Retries, RetryOn
 from chappe.core.leases import Outcome, Reason
-from chappe.store import acts, sites, sync
+from chappe.store import acts, edits, sites, sync
 from chappe.wire.jobs import ActOnJobs, JobFilter
 from chappe.wire.sites import EndSession
 from chappe.wire.sync import Report
@@ -171,7 +171,7 @@ class LeaseMachine(MachineBase):
 
     def acts(self, data: st.DataObject) -> None:
         """A user does something about Jobs, an allocation or a Session."""
-        many = ["retry", "retry", "cancel", "cancel", "delete", "drain", "end", "retry"]
+        many = ["retry", "retry", "cancel", "cancel", "delete", "drain", "end", "hold", "release"]
         what = data.draw(st.sampled_from(many))
         pilots = self._speakers()
         if what == "cancel":
@@ -180,6 +180,8 @@ class LeaseMachine(MachineBase):
             self._retry(data)
         elif what == "delete":
             self._delete(data)
+        elif what in ("hold", "release"):
+            self.rig.do(getattr(edits, what), self.rig.user, self._some(data))
         elif pilots:
             pilot = data.draw(st.sampled_from(pilots))
             try:

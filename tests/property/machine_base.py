@@ -16,8 +16,9 @@ from chappe.core.errors import SessionDead
 from chappe.core.leases import Outcome, Reason
 from chappe.core.limits import KILL_TIME_S
 from chappe.core.states import FINAL, RUNNABLE, State
-from chappe.store import sync, upkeep
+from chappe.store import edits, sync, upkeep
 from chappe.testing.store import SiteRig, StoreRig
+from chappe.wire.jobs import ActOnJobs, JobFilter
 from chappe.wire.sync import SyncReply, SyncRequest
 from tests.property.machine_check import Checker
 from tests.property.machine_world import Hold, Phase, Sent, SimPilot, World
@@ -218,6 +219,7 @@ class MachineBase(RuleBasedStateMachine):
 
     def _come_to_rest(self) -> None:
         """Faults stop and everybody behaves: all Jobs come to their end, in bounded time."""
+        self.rig.do(edits.release, self.rig.user, ActOnJobs(JobFilter()))
         for _ in range(60):
             if all(State(s["state"]) in FINAL for s in self._live_rows()):
                 return

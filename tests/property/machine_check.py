@@ -143,7 +143,8 @@ class Checker:
                 continue
             key = (row["site"] or 0, row["app"] or "", row["state"])
             counted[key] = counted.get(key, 0) + 1
-            if row["phase"] == "runnable" and row["session"] is None and row["not_before"] is None:
+            bars = (row["session"], row["not_before"], row["held_at"])
+            if row["phase"] == "runnable" and bars == (None, None, None):
                 waiting[row["shape"]] = waiting.get(row["shape"], 0) + 1
         for n, stored in self.rig.sql("SELECT n, waiting FROM shape"):
             assert stored == waiting.get(n, 0), f"shape {n}: {stored} wait, not {waiting.get(n, 0)}"

@@ -39,7 +39,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "app": "check ls show",
         "batch-job": "cancel ls new",
         "hub": "start",
-        "job": "cancel ls result retry rm show submit watch",
+        "job": "cancel hold ls release result retry rm show submit update watch",
         "session": "end ls",
         "site": "check init ls rm start status stop",
         "token": "ls new revoke",

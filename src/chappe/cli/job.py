@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chappe.cli.options import filters, job_options, options_of, where
+from chappe.cli.job_acts import cancel, hold, release, retry, rm, update
+from chappe.cli.options import conditions, filters, job_options, options_of
 from chappe.cli.output import FAILED, Out, ago, short_ids, size, span, when, with_output
 
 if TYPE_CHECKING:
     from chappe import Event, JobView
-    from chappe.sdk.sync import Client
 
 _SHOWN = 50
 
 
 @click.group("job")
 def command() -> None:
-    """Submit, list, watch, cancel, retry and delete jobs.
+    """Submit, list, watch, cancel, retry, hold, update and delete jobs.
 
     A job is named by its id or by any unambiguous beginning of it (4 hex digits or more).
     """
@@ -81,16 +81,14 @@ def submit(
 @filters
 @click.option("-n", "--limit", type=int, default=100, help="At most so many (100); 0 for all.")
 @with_output
-def ls(
-    out: Out, limit: int, tags: tuple[str, ...], parent: str | None, **given: str | None
-) -> None:
+def ls(out: Out, limit: int, **given: Any) -> None:
     """List jobs, newest first."""
     with out.client() as client:
-        conditions = _conditions(client, tags, parent, given)
+        where = conditions(client, given)
         sites = {} if out.as_json else client.site_names()
         views: list[JobView] = []
         more = False
-        for view in client.views(**conditions):
+        for view in client.views(**where):
             if limit and len(views) == limit:
                 more = True
                 break
@@ -110,7 +108,7 @@ def ls(
 def _row(view: JobView, short: str, sites: dict[str, str], *, wide: bool) -> tuple[str, ...]:
     app = view.app or "(command)"
     names = (view.name, app) if wide else (view.name or app,)
-    state = "unreachable" if view.unreachable else view.state
+    state = "unreachable" if view.unreachable else _state(view)
     tries = f"{view.attempt}/{view.max_attempts}"
     return short, *names, _places(view, sites, "|"), state, tries, ago(view.changed_at)
 
@@ -124,6 +122,12 @@ def show(out: Out, id: str) -> None:
         view = client.job(id).refresh()
         sites = {} if out.as_json else client.site_names()
     out.one(view, out.facts, _facts(view, sites))
+
+
+def _state(view: JobView) -> str:
+    """The state, or that it is held where it would otherwise wait to be started."""
+    held = view.held_at is not None and view.session is None
+    return "held" if held and view.phase in ("waiting", "runnable") else view.state
 
 
 def _places(view: JobView, sites: dict[str, str], between: str) -> str:
@@ -152,6 +156,7 @@ def _facts(view: JobView, sites: dict[str, str]) -> list[tuple[str, str | None]]
         ("created", when(view.created_at)),
         ("changed", when(view.changed_at)),
         ("not before", when(view.not_before)),
+        ("held since", when(view.held_at)),
         ("cancel asked", when(view.cancel_at)),
         ("waits for", f"{view.waiting_parents} parents" if view.waiting_parents else None),
         ("tags", " ".join(f"{k}={v}" for k, v in view.tags.items())),
@@ -217,56 +222,6 @@ def _style(phase: str | None) -> str | None:
 
 
 @command.command()
-@click.argument("ids", nargs=-1)
-@filters
-@with_output
-def cancel(out: Out, **given: Any) -> None:
-    """Cancel jobs by id, or all that match a filter."""
-    _act(out, "cancel", given)
-
-
-@command.command()
-@click.argument("ids", nargs=-1)
-@filters
-@with_output
-def retry(out: Out, **given: Any) -> None:
-    """Run failed or cancelled jobs again, by id or filter.
-
-    By id, a job whose signature allows no more is signed anew with your key.
-    """
-    _act(out, "retry", given)
-
-
-@command.command()
-@click.argument("ids", nargs=-1)
-@filters
-@with_output
-def rm(out: Out, **given: Any) -> None:
-    """Delete jobs that have ended, by id or filter."""
-    _act(out, "delete", given)
-
-
-def _act(out: Out, verb: str, given: dict[str, Any]) -> None:
-    from chappe.sdk.errors import Invalid  # here: `--help` does without the SDK
-
-    ids, tags, parent = given.pop("ids"), given.pop("tags"), given.pop("parent")
-    with out.client() as client:
-        conditions = _conditions(client, tags, parent, given)
-        if ids and conditions:
-            raise Invalid("give ids or a filter, not both", field="filter")
-        if ids:
-            # One by one: each may need an error, or a signature, of its own.
-            for one in ids:
-                job = client.job(one)
-                code = getattr(job, verb)() or {"retry": "retried", "delete": "deleted"}[verb]
-                out.one({"id": job.id, "code": code}, out.say, f"{job.id}  {code}")
-            return
-        counts: dict[str, int] = getattr(client, verb)(**conditions)
-    words = ", ".join(f"{n} {code}" for code, n in sorted(counts.items())) or "no job matches"
-    out.one(counts, out.say, words)
-
-
-@command.command()
 @click.argument("id")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to this file.")
 @with_output
@@ -292,10 +247,5 @@ def result(out: Out, id: str, output: Path | None) -> None:
         sys.stdout.buffer.write(found.body)
 
 
-def _conditions(
-    client: Client, tags: tuple[str, ...], parent: str | None, given: dict[str, Any]
-) -> dict[str, Any]:
-    conditions = where(tags, **given)
-    if parent is not None:
-        conditions["parent"] = client.job(parent).id
-    return conditions
+for _act in (cancel, retry, rm, hold, release, update):
+    command.add_command(_act)

@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "hub": ("chappe.cli.hub", "Start a hub; back it up and restore it."),
     "site": ("chappe.cli.site", "Make, check, start and stop sites."),
     "app": ("chappe.cli.app", "Show the apps that sites offer; check an app's file."),
-    "job": ("chappe.cli.job", "Submit, list, watch, cancel, retry and delete jobs."),
+    "job": ("chappe.cli.job", "Submit, list, watch, cancel, retry, hold, update and delete jobs."),
     "run": ("chappe.cli.run", "Run one command at a site, signed with your key."),
     "events": ("chappe.cli.events", "Print what the hub concluded; -f follows."),
     "why": ("chappe.cli.why", "Say exactly what a job waits for."),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from chappe.sdk.sync import Client
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,11 +36,40 @@ def duration_s(text: str) -> float:
     return float(sum(int(n) * _UNITS_S[u] for n, u in re.findall(r"([0-9]+)([dhms])", short)))
 
 
+def moment(text: str) -> float:
+    """A time as people write it, in seconds since 1970: `2h` (ago), `2026-05-01`, `2026-05-01T12:30`."""
+    import time  # here: most commands name no time
+    from datetime import datetime
+
+    try:
+        return time.time() - duration_s(text)
+    except click.BadParameter:
+        pass
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is no time: 2h (ago), 2026-05-01 or 2026-05-01T12:30"
+        ) from None
+
+
 def filters(command: F) -> F:
     """The conditions of `job ls` and of acts on many Jobs."""
+    times = [
+        click.option(f"--{name}", type=moment, metavar="TIME", help=words)
+        for name, words in (
+            ("ended-until", "Ended before this."),
+            ("ended-since", "Ended since: 2h (ago), 2026-05-01, 2026-05-01T12:30."),
+            ("created-until", "Created before this."),
+            ("created-since", "Created since this."),
+        )
+    ]
     for option in (
+        *times,
+        click.option("--held", is_flag=True, default=None, help="Held, and not ended."),
         click.option("--tag", "tags", multiple=True, metavar="K=V", help="With this tag; repeat."),
         click.option("--parent", metavar="ID", help="Children of this job."),
+        click.option("--name-prefix", metavar="TEXT", help="Whose name begins so."),
         click.option("--name", help="With exactly this name."),
         click.option("--app", help="Of this app."),
         click.option("-s", "--site", help="At this site (name or id)."),
@@ -48,16 +80,15 @@ def filters(command: F) -> F:
     return command
 
 
-def where(
-    tags: tuple[str, ...],
-    **conditions: str | None,
-) -> dict[str, Any]:
-    """The SDK's conditions for the options of `filters` (without `parent`, whose id is looked up)."""
+def conditions(client: Client, given: dict[str, Any]) -> dict[str, Any]:
+    """The SDK's conditions for the options of `filters`; a short id of a parent is looked up."""
     from chappe.sdk.texts import pairs  # here: `--help` does without the SDK
 
-    found: dict[str, Any] = {k: v for k, v in conditions.items() if v is not None}
-    if tags:
-        found["tags"] = dict(pairs(tags, "tag"))
+    found = {k: v for k, v in given.items() if v not in (None, ())}
+    if "tags" in found:
+        found["tags"] = dict(pairs(found["tags"], "tag"))
+    if "parent" in found:
+        found["parent"] = client.job(found["parent"]).id
     return found
 
 

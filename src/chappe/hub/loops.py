@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from chappe.core import limits
+from chappe.core.errors import ChappeError
 from chappe.hub.state import Hub
-from chappe.store import upkeep
+from chappe.store import bulk, upkeep
 from chappe.store.tx import Tx
 
 #: Sessions are looked over at least this often, and back-offs looked up anew.
@@ -27,7 +28,7 @@ async def run(hub: Hub) -> None:
     """Run all loops until the Hub stops."""
     hub.liveness.open(await hub.read(upkeep.open_sessions))
     async with asyncio.TaskGroup() as group:
-        for loop in (sessions, due, purge):
+        for loop in (sessions, due, acts, purge):
             group.create_task(supervised(hub, loop))
 
 
@@ -94,12 +95,38 @@ async def due(hub: Hub) -> None:
         await hub.write(upkeep.release_due)
         return
     seconds = DUE_LOOK_S if at is None else min(at - now, DUE_LOOK_S)
-    waits = [asyncio.ensure_future(e.wait()) for e in (hub.due, hub.stopping)]
+    await _event(hub, hub.due, seconds)
+
+
+async def _event(hub: Hub, event: asyncio.Event, seconds: float | None) -> None:
+    """Wait for an event, but not beyond the Hub's stop nor for longer than `seconds`."""
+    waits = [asyncio.ensure_future(e.wait()) for e in (event, hub.stopping)]
     try:
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
             wait.cancel()
+
+
+async def acts(hub: Hub) -> None:
+    """Once: do acts on selections, a chunk of each in turn, until none is left; then wait for the next."""
+    hub.acts.clear()
+    while (todo := await hub.read(bulk.open_acts)) and not hub.stopping.is_set():
+        for n in todo:
+            await _step(hub, n)
+    if not todo:
+        await _event(hub, hub.acts, None)
+
+
+async def _step(hub: Hub, n: int) -> None:
+    """One chunk. An act that fails is ended, so that it stands in no other's way."""
+    try:
+        await hub.write(bulk.step, n, bulk=True)
+    except ChappeError:
+        raise  # a full disk or a busy writer: all acts wait, and go on later
+    except Exception as error:
+        log.exception("an act failed", act=n)
+        await hub.write(bulk.fail, n, f"the hub could not go on: {type(error).__name__}")
 
 
 async def purge(hub: Hub) -> None:
@@ -111,6 +138,7 @@ async def purge(hub: Hub) -> None:
 
 
 async def _purge(hub: Hub) -> None:
+    await hub.write(bulk.forget_expired, bulk=True)
     gone = 1
     while gone and not hub.stopping.is_set():
         gone = await hub.write(upkeep.purge, bulk=True)

@@ -9,6 +9,7 @@ that the type checker sees cannot differ.
 
 from __future__ import annotations
 
+import math
 import re
 import types
 import typing
@@ -172,7 +173,7 @@ def _parser(hint: Any) -> Callable[[str], Any]:
     plain = _plain(hint)
     if typing.get_origin(plain) is list:
         plain = _plain(typing.get_args(plain)[0])
-    parsers: dict[Any, Callable[[str], Any]] = {str: str, int: _int, bool: _bool}
+    parsers: dict[Any, Callable[[str], Any]] = {str: str, int: _int, float: _float, bool: _bool}
     return parsers[plain]
 
 
@@ -180,6 +181,16 @@ def _int(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise ValueError(f"{text[:40]!r} is not a whole number")
     return int(text)
+
+
+def _float(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or len(text) > 40:
+        raise ValueError(f"{text[:40]!r} is not a number")
+    return number
 
 
 def _bool(text: str) -> bool:

@@ -49,6 +49,7 @@ class Hub:
         self.auth = Auth(lambda token: self.read(find, token), clock)
         self.passwords = Passwords(boot)
         self.due = asyncio.Event()
+        self.acts = asyncio.Event()
         self.stopping = asyncio.Event()
         self.bodies_bytes = 0
         #: By Site: its agent, and what that was told that stays true for long (see routes.sites).
@@ -130,6 +131,9 @@ class Hub:
         self.polls.hint(("session", id) for id in effects.kill)
         self.polls.hint(("agent", n) for n in effects.agents)
         self.streams.hint(effects.events)
+        if effects.acts:
+            self.polls.hint(("act", n) for n in effects.acts)
+            self.acts.set()
         if effects.due:
             self.due.set()
 
@@ -140,6 +144,7 @@ def _merge(into: Effects, more: Effects) -> None:
     into.kill |= more.kill
     into.agents |= more.agents
     into.revoked |= more.revoked
+    into.acts |= more.acts
     into.due = into.due or more.due
 
 

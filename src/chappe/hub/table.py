@@ -12,6 +12,7 @@ from chappe.hub.metrics import CONTENT_TYPE as METRICS
 from chappe.hub.route import Route
 from chappe.hub.routes import (
     batch,
+    bulk,
     events,
     health,
     jobs,
@@ -40,6 +41,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/jobs/cancel", jobs.cancel),
     Route("POST", "/v1/jobs/retry", jobs.retry, (409,)),
     Route("POST", "/v1/jobs/delete", jobs.delete),
+    Route("POST", "/v1/jobs/hold", jobs.hold),
+    Route("POST", "/v1/jobs/release", jobs.release),
+    Route("POST", "/v1/jobs/update", jobs.update),
     Route("GET", "/v1/jobs/{id}", jobs.show),
     Route("GET", "/v1/jobs/{id}/events", jobs.events, (410,)),
     Route("GET", "/v1/jobs/{id}/why", jobs.explain),
@@ -53,6 +57,14 @@ ROUTES: tuple[Route, ...] = (
         (409,),
         limit_bytes=limits.RESULT_BYTES,
     ),
+    # many jobs at once
+    Route("POST", "/v1/selections", bulk.select, (404, 409)),
+    Route("GET", "/v1/selections/{id}", bulk.show_selection),
+    Route("DELETE", "/v1/selections/{id}", bulk.drop_selection, (409,)),
+    Route("POST", "/v1/acts", bulk.begin, (404, 409)),
+    Route("GET", "/v1/acts", bulk.index),
+    Route("GET", "/v1/acts/{id}", bulk.show),
+    Route("POST", "/v1/acts/{id}/stop", bulk.stop),
     # sites and their agents
     Route("GET", "/v1/sites", sites.index),
     Route("POST", "/v1/sites", sites.create, (409,), limit_bytes=SMALL),

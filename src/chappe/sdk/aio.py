@@ -15,6 +15,7 @@ from chappe.sdk.errors import error_of
 from chappe.sdk.feed import Position
 from chappe.sdk.handles import AppHandle, JobHandle
 from chappe.sdk.results import ResultFile
+from chappe.sdk.selections import AsyncSelection, Changes, change_of
 from chappe.wire.events import Event
 from chappe.wire.jobs import JobView, Why
 from chappe.wire.sites import AppView, SiteView
@@ -76,6 +77,18 @@ class AsyncJob(JobHandle):
     async def delete(self) -> None:
         """Remove a Job that has ended. Raises Conflict when it has not."""
         await acts.one(self._engine, "delete", self.id)
+
+    async def hold(self) -> str:
+        """Grant it to nobody until it is released: `held`, or `holding` while a pilot has it."""
+        return await acts.one(self._engine, "hold", self.id)
+
+    async def release(self) -> None:
+        """Let it be granted again. Harmless when it is not held."""
+        await acts.one(self._engine, "release", self.id)
+
+    async def update(self, **changes: Unpack[Changes]) -> None:
+        """Change its priority, tags or data (see Changes), also after its end."""
+        await acts.one(self._engine, "update", self.id, change_of(**changes))
 
     async def events(self) -> list[Event]:
         """All Events of the Job, oldest first."""
@@ -236,6 +249,19 @@ class AsyncClient:
         """Run matching Jobs again that failed or were cancelled; returns how many of each verdict."""
         return await acts.many(self._engine, "retry", filter_of(**where))
 
+    async def hold(self, **where: Unpack[Where]) -> dict[str, int]:
+        """Grant none of the matching Jobs until they are released; returns how many of each verdict."""
+        return await acts.many(self._engine, "hold", filter_of(**where))
+
+    async def release(self, **where: Unpack[Where]) -> dict[str, int]:
+        """Let matching Jobs that are held be granted again; returns how many of each verdict."""
+        return await acts.many(self._engine, "release", filter_of(**where))
+
+    async def select(self, **where: Unpack[Where]) -> AsyncSelection:
+        """Freeze the Jobs that match now (all without a condition): look at its `count`, then act on it."""
+        view = await acts.select(self._engine, filter_of(**where))
+        return AsyncSelection(self._engine, view)
+
     def events(
         self,
         *,
@@ -248,8 +274,8 @@ class AsyncClient:
     ) -> AsyncGenerator[Event]:
         """The EventLog from its start, or from `cursor`; with `follow`, what is new, until closed.
 
-        `kinds`: job, job.deleted, session, batch_job, site. `jobs`: at most 100. `final`: only ends of
-        Jobs. `tags`: only of Jobs that have all of them.
+        `kinds`: job, job.deleted, job.held, job.released, job.updated, session, batch_job, site. `jobs`: at
+        most 100. `final`: only ends of Jobs. `tags`: only of Jobs that have all of them.
         """
         return self._engine.events(
             follow=follow, cursor=cursor, filters=drafts.event_filters(kinds, jobs, final, tags)

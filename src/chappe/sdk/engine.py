@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -43,7 +44,9 @@ class Where(TypedDict, total=False):
     """Which Jobs; all conditions must hold.
 
     ids: full ids. phase: waiting, runnable, running, finished, failed or cancelled. state: one of the
-    finer states. site: name or id. app, name: exact. parent: the children of this Job. tags: all of them.
+    finer states. site: name or id. app, name: exact. name_prefix: how the name begins. parent: the children
+    of this Job. tags: all of them. held: whether it is held, and has not ended. created_since,
+    created_until, ended_since, ended_until: seconds since 1970, or aware datetimes.
     """
 
     ids: Sequence[str]
@@ -52,8 +55,14 @@ class Where(TypedDict, total=False):
     site: str
     app: str
     name: str
+    name_prefix: str
     parent: str
     tags: Mapping[str, str]
+    held: bool
+    created_since: float | datetime
+    created_until: float | datetime
+    ended_since: float | datetime
+    ended_until: float | datetime
 
 
 class Engine:
@@ -344,4 +353,17 @@ def filter_of(**where: Unpack[Where]) -> JobFilter:
         raise Invalid(
             f"there is no condition {min(unknown)!r} (there are: {known})", field="filter"
         )
-    return msgspec.convert(where, JobFilter)
+    plain = {
+        name: _seconds(name, value) if isinstance(value, datetime) else value
+        for name, value in where.items()
+    }
+    try:
+        return msgspec.convert(plain, JobFilter)
+    except msgspec.ValidationError as e:
+        raise Invalid(f"a condition has the wrong type: {e}", field="filter") from None
+
+
+def _seconds(name: str, time: datetime) -> float:
+    if time.tzinfo is None:
+        raise Invalid(f"{name} needs a time zone: datetime.now(UTC)", field=name)
+    return time.timestamp()

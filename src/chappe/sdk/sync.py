@@ -22,6 +22,7 @@ from chappe.sdk.handles import AppHandle, JobHandle
 from chappe.sdk.loop import Loop
 from chappe.sdk.progress import Progress
 from chappe.sdk.results import ResultFile
+from chappe.sdk.selections import Changes, Selection, change_of
 from chappe.sdk.sync_admin import SyncAdmin
 from chappe.wire.events import Event
 from chappe.wire.jobs import JobView, Why
@@ -86,6 +87,18 @@ class Job(JobHandle):
     def delete(self) -> None:
         """Remove a Job that has ended. Raises Conflict when it has not."""
         self._client._run(acts.one(self._client._engine, "delete", self.id))
+
+    def hold(self) -> str:
+        """Grant it to nobody until it is released: `held`, or `holding` while a pilot has it."""
+        return self._client._run(acts.one(self._client._engine, "hold", self.id))
+
+    def release(self) -> None:
+        """Let it be granted again. Harmless when it is not held."""
+        self._client._run(acts.one(self._client._engine, "release", self.id))
+
+    def update(self, **changes: Unpack[Changes]) -> None:
+        """Change its priority, tags or data (see Changes), also after its end."""
+        self._client._run(acts.one(self._client._engine, "update", self.id, change_of(**changes)))
 
     def events(self) -> list[Event]:
         """All Events of the Job, oldest first."""
@@ -263,6 +276,19 @@ class Client:
         """Run matching Jobs again that failed or were cancelled; returns how many of each verdict."""
         return self._run(acts.many(self._engine, "retry", filter_of(**where)))
 
+    def hold(self, **where: Unpack[Where]) -> dict[str, int]:
+        """Grant none of the matching Jobs until they are released; returns how many of each verdict."""
+        return self._run(acts.many(self._engine, "hold", filter_of(**where)))
+
+    def release(self, **where: Unpack[Where]) -> dict[str, int]:
+        """Let matching Jobs that are held be granted again; returns how many of each verdict."""
+        return self._run(acts.many(self._engine, "release", filter_of(**where)))
+
+    def select(self, **where: Unpack[Where]) -> Selection:
+        """Freeze the Jobs that match now (all without a condition): look at its `count`, then act on it."""
+        view = self._run(acts.select(self._engine, filter_of(**where)))
+        return Selection(self._loop, self._engine, view)
+
     def events(
         self,
         *,
@@ -275,8 +301,8 @@ class Client:
     ) -> Generator[Event]:
         """The EventLog from its start, or from `cursor`; with `follow`, what is new, until closed.
 
-        `kinds`: job, job.deleted, session, batch_job, site. `jobs`: at most 100. `final`: only ends of
-        Jobs. `tags`: only of Jobs that have all of them.
+        `kinds`: job, job.deleted, job.held, job.released, job.updated, session, batch_job, site. `jobs`: at
+        most 100. `final`: only ends of Jobs. `tags`: only of Jobs that have all of them.
         """
         filters = drafts.event_filters(kinds, jobs, final, tags)
         return self._loop.iterate(

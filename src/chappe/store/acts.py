@@ -7,7 +7,7 @@ at the end), so that an act on a million Jobs never holds the writer for long.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import sqlalchemy as sa
 
@@ -72,57 +72,69 @@ DROP_TAGS = sql("DELETE FROM tag WHERE job IN (SELECT value FROM ints(:ns) v)")
 DROP_RESULTS = sql("DELETE FROM result WHERE job IN (SELECT value FROM ints(:ns) v)")
 
 Answer = tuple[ActReply, int | None]
+#: What becomes of each of these Jobs (none is a tombstone): a code by row number. It writes all of it.
+Decide = Callable[[Tx, list[JobRow]], dict[int, str]]
 
 
 def cancel(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
     """Cancel: at once what nobody holds; what a pilot holds is cancelled when its end is reported."""
+    return on_jobs(tx, p, act, after, cancel_rows)
 
-    def decide(rows: list[JobRow]) -> dict[int, str]:
-        codes: dict[int, str] = {}
-        changes = []
-        pending = []
-        for row in rows:
-            if row.state in FINAL:
-                codes[row.n] = "finished" if row.state is State.JOB_FINISHED else "skipped"
-                continue
-            decision = leases.cancel(row.held(), row.session is not None, tx.now)
-            if decision is None:
-                codes[row.n] = "cancelling"
-                pending.append(row.n)
-                row.cancel_at = row.cancel_at or tx.now
-            else:
-                codes[row.n] = "cancelled"
-                changes.append(Change(row, decision))
-        if pending:
-            tx.write(SET_CANCEL, now=tx.now, ns=to_json(pending))
-            tx.effects.kill |= {r[0] for r in tx.read(SESSIONS_OF, ns=to_json(pending))}
-        apply(tx, changes)
-        return codes
 
-    return _act(tx, p, act, after, decide)
+def cancel_rows(tx: Tx, rows: list[JobRow]) -> dict[int, str]:
+    """`cancel`, for Jobs that were found."""
+    codes: dict[int, str] = {}
+    changes = []
+    pending = []
+    for row in rows:
+        if row.state in FINAL:
+            codes[row.n] = "finished" if row.state is State.JOB_FINISHED else "skipped"
+            continue
+        decision = leases.cancel(row.held(), row.session is not None, tx.now)
+        if decision is None:
+            codes[row.n] = "cancelling"
+            pending.append(row.n)
+            row.cancel_at = row.cancel_at or tx.now
+        else:
+            codes[row.n] = "cancelled"
+            changes.append(Change(row, decision))
+    if pending:
+        tx.write(SET_CANCEL, now=tx.now, ns=to_json(pending))
+        tx.effects.kill |= {r[0] for r in tx.read(SESSIONS_OF, ns=to_json(pending))}
+    apply(tx, changes)
+    return codes
 
 
 def retry(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
     """Reopen Jobs that failed or were cancelled, under their signature or a new one."""
     prepared = prepare_submissions(act.submissions, len(act.signed), p, tx.now)
-    return _act(tx, p, act, after, lambda rows: _retry(tx, p, act, prepared, rows))
+
+    def decide(tx: Tx, rows: list[JobRow]) -> dict[int, str]:
+        signed = _signed_anew(tx, act, prepared, rows)
+        for row in rows:
+            if row.n in signed:
+                new = prepared[signed[row.n][0]].statement.max_attempts
+                row.max_attempts = row.max_attempts if new is None else new
+        codes = retry_rows(tx, rows, signed.keys())
+        if signed:
+            numbers = insert_submissions(tx, p, prepared)
+            anew = [
+                (n, numbers[s], idx, prepared[s].statement.max_attempts)
+                for n, (s, idx) in signed.items()
+                if codes[n] == "retried"
+            ]
+            tx.write_rows(SIGN_ANEW, anew)
+        return codes
+
+    return on_jobs(tx, p, act, after, decide)
 
 
-def _retry(
-    tx: Tx,
-    p: Principal,
-    act: ActOnJobs,
-    prepared: list[PreparedSubmission],
-    rows: list[JobRow],
-) -> dict[int, str]:
+def retry_rows(tx: Tx, rows: list[JobRow], signed: Collection[int] = frozenset()) -> dict[int, str]:
+    """`retry`, for Jobs that were found; `signed` are those whose signature cannot have expired."""
     codes: dict[int, str] = {}
-    signed = _signed_anew(tx, act, prepared, rows)
     late = {r[0] for r in tx.read(SIGNED_UNTIL, ns=to_json([r.n for r in rows]), now=tx.now)}
     again: dict[int, JobRow] = {}
     for row in rows:
-        if row.n in signed:
-            new = prepared[signed[row.n][0]].statement.max_attempts
-            row.max_attempts = row.max_attempts if new is None else new
         code = leases.may_retry(row.held())
         if code is None and row.n in late and row.n not in signed:
             code = "expired"
@@ -131,16 +143,6 @@ def _retry(
         else:
             codes[row.n] = code
     open_parents = _open_parents(tx, again, codes)
-    if signed:
-        numbers = insert_submissions(tx, p, prepared)
-        tx.write_rows(
-            SIGN_ANEW,
-            [
-                (n, numbers[s], idx, prepared[s].statement.max_attempts)
-                for n, (s, idx) in signed.items()
-                if n in again
-            ],
-        )
     tx.write_rows(SET_WAITING_PARENTS, list(open_parents.items()))
     if again:
         tx.write(RAISE_WAITING, parents=to_json(list(again)))
@@ -203,30 +205,25 @@ def _hopeless(again: dict[int, JobRow], n: int, parents: list[tuple[int, bool, b
 
 def delete(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
     """Delete final Jobs; a tombstone remembers the id. A deleted parent counts as failed."""
-
-    def decide(rows: list[JobRow]) -> dict[int, str]:
-        gone = [row for row in rows if row.state in FINAL]
-        ns = to_json([row.n for row in gone])
-        if gone:
-            tx.write(BURY, ns=ns, now=tx.now)
-            tx.write(DROP_TAGS, ns=ns)
-            tx.write(DROP_RESULTS, ns=ns)
-        for row in gone:
-            tx.count(row.project, row.site or 0, row.app or "", row.state, -1)
-            tx.event(row.project, "job.deleted", row.n, attempt=row.attempt, epoch=row.epoch)
-        settle_deleted(tx, [row.n for row in gone])
-        return {row.n: "deleted" if row.state in FINAL else "not_final" for row in rows}
-
-    return _act(tx, p, act, after, decide)
+    return on_jobs(tx, p, act, after, delete_rows)
 
 
-def _act(
-    tx: Tx,
-    p: Principal,
-    act: ActOnJobs,
-    after: int,
-    decide: Callable[[list[JobRow]], dict[int, str]],
-) -> Answer:
+def delete_rows(tx: Tx, rows: list[JobRow]) -> dict[int, str]:
+    """`delete`, for Jobs that were found."""
+    gone = [row for row in rows if row.state in FINAL]
+    ns = to_json([row.n for row in gone])
+    if gone:
+        tx.write(BURY, ns=ns, now=tx.now)
+        tx.write(DROP_TAGS, ns=ns)
+        tx.write(DROP_RESULTS, ns=ns)
+    for row in gone:
+        tx.count(row.project, row.site or 0, row.app or "", row.state, -1)
+        tx.event(row.project, "job.deleted", row.n, attempt=row.attempt, epoch=row.epoch)
+    settle_deleted(tx, [row.n for row in gone])
+    return {row.n: "deleted" if row.state in FINAL else "not_final" for row in rows}
+
+
+def on_jobs(tx: Tx, p: Principal, act: ActOnJobs, after: int, decide: Decide) -> Answer:
     """Find the Jobs, decide them, and answer: by id with a verdict each, by filter with counts."""
     f = act.filter
     if f.ids is not None:
@@ -235,14 +232,14 @@ def _act(
         match = set(found.scalars())
         rows = rows_by_id(tx, p, list(dict.fromkeys(f.ids)))
         todo = [row for id, row in rows.items() if id in match]
-        codes = decide(todo) if todo else {}
+        codes = decide(tx, todo) if todo else {}
         verdicts = [
             JobVerdict(id, _code_of(rows.get(id), match, codes)) for id in dict.fromkeys(f.ids)
         ]
         return ActReply(dict(Counter(v.code for v in verdicts)), verdicts), None
     query = where(sa.select(job.c.n), p.project_n, f).where(job.c.n > after)
     ns = list(tx.conn.execute(query.order_by(job.c.n).limit(CHUNK)).scalars())
-    codes = decide(rows_by_n(tx, ns)) if ns else {}
+    codes = decide(tx, rows_by_n(tx, ns)) if ns else {}
     return ActReply(dict(Counter(codes.values()))), ns[-1] if len(ns) == CHUNK else None
 
 

@@ -18,7 +18,7 @@ from chappe.wire.events import cursor_of
 from chappe.wire.jobs import CreateReply, JobVerdict
 
 EXISTING = sql("""
-    SELECT job.id, job.n, job.phase, job.spec, job.envelope FROM texts(:ids) v
+    SELECT job.id, job.n, job.phase, job.spec, job.envelope, job.updated_at FROM texts(:ids) v
     CROSS JOIN job ON job.project = :project AND job.id = v.value""")
 
 INSERT_JOBS = Insert(
@@ -56,7 +56,7 @@ def create_jobs(tx: Tx, p: Principal, prepared: Prepared) -> CreateReply:
             verdicts.append(JobVerdict(job.spec.id, "created"))
         elif row.phase == "deleted":
             bad.add(job.spec.id, Gone("a job with this id was deleted; make a new id", field="id"))
-        elif row.spec != job.text or row.envelope != job.envelope_text:
+        elif row.spec != job.text or (row.envelope != job.envelope_text and row.updated_at is None):
             bad.add(job.spec.id, Conflict("a different job has this id", field="id"))
         else:
             verdicts.append(JobVerdict(job.spec.id, "exists"))

@@ -11,7 +11,8 @@ from chappe.core.states import PHASE, Phase, State
 #: The columns of `JobRow`, in its order.
 COLUMNS = """job.n, job.project, job.id, job.state, job.phase, job.shape, job.epoch, job.attempt,
     job.max_attempts, job.session, job.granted_request, job.site, job.app, job.waiting_parents,
-    job.policy, job.retries, job.takeover_s, job.cancel_at, job.not_before, job.submission"""
+    job.policy, job.retries, job.takeover_s, job.cancel_at, job.not_before, job.submission,
+    job.held_at"""
 
 #: How many columns that is.
 WIDTH = COLUMNS.count(",") + 1
@@ -44,11 +45,17 @@ class JobRow(msgspec.Struct, gc=False):
     cancel_at: float | None
     not_before: float | None
     submission: int | None
+    held_at: float | None
 
     @property
     def waits(self) -> bool:
         """Whether it can be granted at this moment (tables.WAITS)."""
-        return self.phase == _RUNNABLE and self.session is None and self.not_before is None
+        return (
+            self.phase == _RUNNABLE
+            and self.session is None
+            and self.not_before is None
+            and self.held_at is None
+        )
 
     @property
     def deleted(self) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chappe.core.errors import Unavailable
 
-HEAD = "0002"
+HEAD = "0003"
 
 
 def current(path: Path) -> str | None:

@@ -41,7 +41,8 @@ JOB_VIEWS = sql("""
     SELECT job.id, job.name, job.state, job.phase, shape.body AS shape, site.id AS site, job.app,
            job.priority, job.epoch, job.attempt, job.max_attempts, se.id AS session,
            se.state AS session_state, job.cancel_at, job.not_before, job.waiting_parents, job.outcome,
-           job.envelope, job.created_at, job.changed_at, job.submission, job.spec, job.n
+           job.envelope, job.created_at, job.changed_at, job.submission, job.spec, job.n,
+           job.held_at
     FROM ints(:ns) v CROSS JOIN job ON job.n = v.value JOIN shape ON shape.n = job.shape
          LEFT JOIN site ON site.n = job.site LEFT JOIN session se ON se.n = job.session
     ORDER BY v.key""")
@@ -125,7 +126,7 @@ def list_jobs(
     """A page of Jobs, newest first; the cursor is where the page before it ended."""
     if not 1 <= limit <= limits.PAGE_MAX:
         raise Invalid(f"limit must be 1 to {limits.PAGE_MAX}", field="limit")
-    _check_site(conn, p, f.site)
+    check_site(conn, p, f.site)
     query = where(sa.select(job.c.n), p.project_n, f).order_by(job.c.n.desc()).limit(limit)
     if cursor is not None:
         query = query.where(job.c.n < _number(cursor))
@@ -134,7 +135,7 @@ def list_jobs(
     return JobPage(views, str(ns[-1]) if len(ns) == limit else None)
 
 
-def _check_site(conn: Connection, p: Principal, site: str | None) -> None:
+def check_site(conn: Connection, p: Principal, site: str | None) -> None:
     """A name mistyped in a filter must not look like a Site without Jobs."""
     if site is None:
         return
@@ -191,6 +192,7 @@ def _view(row: Any, *, specs: bool) -> JobView:
         unreachable=row.session_state == "silent",
         cancel_at=row.cancel_at,
         not_before=row.not_before,
+        held_at=row.held_at,
         waiting_parents=row.waiting_parents,
         outcome=None if row.outcome is None else _decode_outcome(row.outcome),
         tags=envelope.tags,
@@ -292,7 +294,7 @@ def get_site(conn: Connection, p: Principal, id: str, now: float) -> SiteView:
 def list_apps(conn: Connection, p: Principal, site: str | None) -> list[AppView]:
     """Apps, of one Site (id or name) or of all; a Site's or pilot's token sees its own Site's."""
     own = site if p.scope == "user" else p.site_id
-    _check_site(conn, p, own)
+    check_site(conn, p, own)
     rows = conn.execute(APPS, {"project": p.project_n, "site": own})
     return [
         msgspec.structs.replace(msgspec.json.decode(view, type=AppView), site=site_id)

@@ -10,7 +10,7 @@ from sqlalchemy import Select
 from chappe.core import limits
 from chappe.core.errors import Invalid, TooLarge
 from chappe.core.ids import check_id
-from chappe.core.states import Phase, State
+from chappe.core.states import FINAL_PHASES, Phase, State
 from chappe.store.dialect import sql
 from chappe.store.tables import edge, job, site, tag
 from chappe.store.tx import to_json
@@ -19,6 +19,8 @@ from chappe.wire.jobs import JobFilter
 T = TypeVar("T")
 
 VALUES = sql("SELECT value FROM texts(:filter_ids) v")
+
+OPEN_PHASES = tuple(str(phase) for phase in Phase if phase not in FINAL_PHASES)
 
 
 def where(query: Select[tuple[T]], project: int, f: JobFilter) -> Select[tuple[T]]:
@@ -49,11 +51,31 @@ def where(query: Select[tuple[T]], project: int, f: JobFilter) -> Select[tuple[T
             .where(parent.c.project == project, parent.c.id == check_id(f.parent, "parent"))
         )
         query = query.where(job.c.n.in_(children))
+    if f.name_prefix is not None:
+        query = query.where(_begins(job.c.name, f.name_prefix))
+    if f.held is not None:
+        held = sa.and_(job.c.held_at.is_not(None), job.c.phase.in_(OPEN_PHASES))
+        query = query.where(held if f.held else sa.not_(held))
+    query = _times(query, f)
     if len(f.tags) > limits.TAGS_PER_JOB:
         raise TooLarge(f"at most {limits.TAGS_PER_JOB} tags in a filter", field="tags")
     for k, v in f.tags.items():
         tagged = sa.select(tag.c.job).where(tag.c.project == project, tag.c.k == k, tag.c.v == v)
         query = query.where(job.c.n.in_(tagged))
+    return query
+
+
+def _times(query: Select[tuple[T]], f: JobFilter) -> Select[tuple[T]]:
+    if f.created_since is not None:
+        query = query.where(job.c.created_at >= f.created_since)
+    if f.created_until is not None:
+        query = query.where(job.c.created_at < f.created_until)
+    if f.ended_since is not None or f.ended_until is not None:
+        query = query.where(job.c.phase.in_([str(p) for p in FINAL_PHASES]))
+    if f.ended_since is not None:
+        query = query.where(job.c.changed_at >= f.ended_since)
+    if f.ended_until is not None:
+        query = query.where(job.c.changed_at < f.ended_until)
     return query
 
 
@@ -77,6 +99,25 @@ def _prefix(prefix: str) -> sa.ColumnElement[bool]:
     if not 4 <= len(prefix) <= 36 or any(c not in "0123456789abcdef-" for c in prefix):
         raise Invalid("an id prefix is 4 to 36 hexadecimal characters", field="id_prefix")
     return sa.and_(job.c.id >= prefix, job.c.id < prefix + "g")
+
+
+def _begins(column: sa.Column[str], prefix: str) -> sa.ColumnElement[bool]:
+    """Texts that begin with `prefix`, as a range that an index serves; texts compare by code points."""
+    if not prefix or len(prefix) > limits.NAME_CHARS:
+        raise Invalid(
+            f"a name's beginning is 1 to {limits.NAME_CHARS} characters", field="name_prefix"
+        )
+    end = after_all(prefix)
+    return column >= prefix if end is None else sa.and_(column >= prefix, column < end)
+
+
+def after_all(prefix: str) -> str | None:
+    """The least text that is greater than every one that begins with `prefix`; None when none is."""
+    for at in range(len(prefix) - 1, -1, -1):
+        code = ord(prefix[at]) + 1
+        if code <= 0x10FFFF:
+            return prefix[:at] + chr(0xE000 if code == 0xD800 else code)
+    return None
 
 
 def _one_of(value: str, allowed: list[State] | list[Phase], field: str) -> str:

@@ -99,8 +99,8 @@ SESSION_OF_BATCH_JOB = sql("SELECT id FROM session WHERE batch_job = :batch_job"
 
 INSERT_SESSION = sql("""
     INSERT INTO session (project, id, site, batch_job, incarnation, state, last_request, last_report,
-                         heard_at)
-    VALUES (:project, :id, :site, :batch_job, :incarnation, 'live', 0, 0, :now) RETURNING n""")
+                         heard_at, created_at)
+    VALUES (:project, :id, :site, :batch_job, :incarnation, 'live', 0, 0, :now, :now) RETURNING n""")
 
 REVOKE_SESSION = sql("""
     UPDATE token SET revoked_at = :now WHERE session = :session AND revoked_at IS NULL

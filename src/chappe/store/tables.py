@@ -188,8 +188,18 @@ shape = Table(
     CheckConstraint("waiting >= 0", name="waiting"),
 )
 
+
+def _partial(name: str, *columns: str | sa.TextClause, where: str) -> Index:
+    """An index of those rows for which `where` holds."""
+    predicate = sa.text(where)
+    return Index(name, *columns, sqlite_where=predicate, postgresql_where=predicate)
+
+
+#: Whether a Job has ended, whatever the way: what `ended_since` looks through.
+ENDED = "phase IN ('finished', 'failed', 'cancelled')"
+
 #: Whether a Job can be granted at this moment: the predicate of the index that acquire walks.
-WAITS = "phase = 'runnable' AND session IS NULL AND not_before IS NULL"
+WAITS = "phase = 'runnable' AND session IS NULL AND not_before IS NULL AND held_at IS NULL"
 
 job = Table(
     "job",
@@ -222,15 +232,30 @@ job = Table(
     Column("outcome", Text),
     Column("envelope", Text),
     Column("spec", Text, nullable=False),
+    Column("held_at", Float),
+    Column("updated_at", Float),
     sa.UniqueConstraint("project", "id"),
     CheckConstraint(
         f"phase = 'deleted' OR phase = COALESCE(CASE state {PHASE_OF_STATE} END, '')", name="phase"
     ),
     CheckConstraint(f"session IS NULL OR state IN ({LEASABLE})", name="leased"),
     CheckConstraint("waiting_parents >= 0", name="parents"),
-    Index("ix_job_waiting", "shape", sa.text("priority DESC"), "n", sqlite_where=sa.text(WAITS)),
+    _partial("ix_job_waiting", "shape", sa.text("priority DESC"), "n", where=WAITS),
     Index("ix_job_session", "session", sqlite_where=sa.text("session IS NOT NULL")),
-    Index("ix_job_phase", "project", "phase", "n"),
+    _partial(
+        "ix_job_list",
+        "project",
+        sa.text("COALESCE(site, 0)"),
+        sa.text("COALESCE(app, '')"),
+        "state",
+        "n",
+        where="phase <> 'deleted'",
+    ),
+    # Tombstones are left in: a condition on the phase would have it rewritten at every change of state.
+    Index("ix_job_name", "project", "name", "n"),
+    _partial("ix_job_ended", "project", "changed_at", "n", where=ENDED),
+    _partial("ix_job_held", "project", "n", where="held_at IS NOT NULL"),
+    _partial("ix_job_tombstone", "changed_at", where="phase = 'deleted'"),
     Index("ix_job_not_before", "not_before", sqlite_where=sa.text("not_before IS NOT NULL")),
 )
 
@@ -306,6 +331,7 @@ session = Table(
     Column("heard_at", Float, nullable=False),
     Column("hard_end_at", Float),
     Column("capacity", Text),
+    Column("created_at", Float),
     sa.UniqueConstraint("project", "id"),
     CheckConstraint("state IN ('live', 'silent', 'dead')", name="state"),
     Index("ix_session_open", "site", sqlite_where=sa.text("state <> 'dead'")),
@@ -340,6 +366,55 @@ counter = Table(
     Column("state", Text, primary_key=True),
     Column("count", Integer, nullable=False),
     sqlite_with_rowid=False,
+)
+
+#: What matched a filter at one moment: the row numbers are in `selection_chunk`, some to a row.
+selection = Table(
+    "selection",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("project", Integer, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("filter", Text, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    sa.UniqueConstraint("project", "id"),
+    Index("ix_selection_expires_at", "expires_at"),
+    sqlite_autoincrement=True,
+)
+
+selection_chunk = Table(
+    "selection_chunk",
+    metadata,
+    Column("selection", Integer, primary_key=True),
+    Column("pos", Integer, primary_key=True),
+    Column("jobs", Text, nullable=False),
+)
+
+#: An act on a selection, and how far it has come: `pos` is the chunk that is next.
+act = Table(
+    "act",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("project", Integer, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("selection", Integer, nullable=False),
+    Column("selection_id", Text, nullable=False),
+    Column("verb", Text, nullable=False),
+    Column("change", Text),
+    Column("state", Text, nullable=False),
+    Column("message", Text, nullable=False, server_default=""),
+    Column("total", Integer, nullable=False),
+    Column("done", Integer, nullable=False),
+    Column("pos", Integer, nullable=False),
+    Column("counts", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("ended_at", Float),
+    sa.UniqueConstraint("project", "id"),
+    CheckConstraint("state IN ('running', 'done', 'stopped', 'failed')", name="state"),
+    _partial("ix_act_open", "selection", where="ended_at IS NULL"),
+    sqlite_autoincrement=True,
 )
 
 #: The legal changes of a row, once more in SQL. Written for SQLite; PostgreSQL gets a function of its own.

@@ -90,6 +90,7 @@ class Effects:
     kill: set[str] = field(default_factory=set)
     agents: set[int] = field(default_factory=set)
     revoked: set[str] = field(default_factory=set)
+    acts: set[int] = field(default_factory=set)
     due: bool = False
 
 

@@ -19,7 +19,7 @@ OPEN = sql("SELECT n, hard_end_at FROM session WHERE state <> 'dead'")
 
 DUE = sql("""
     UPDATE job SET not_before = NULL WHERE not_before IS NOT NULL AND not_before <= :now
-    AND phase = 'runnable' RETURNING shape""")
+    AND phase = 'runnable' RETURNING shape, held_at""")
 
 NEXT_DUE = sql("""
     SELECT min(not_before) FROM job WHERE not_before IS NOT NULL AND phase = 'runnable'""")
@@ -71,9 +71,10 @@ def takeovers(tx: Tx, heard_ago_s: dict[int, float]) -> None:
 
 
 def release_due(tx: Tx) -> None:
-    """Jobs whose back-off or start time is reached can be granted."""
-    for (shape,) in tx.write(DUE, now=tx.now):
-        tx.waiting(shape, 1)
+    """Jobs whose back-off or start time is reached can be granted, unless they are held."""
+    for shape, held_at in tx.write(DUE, now=tx.now):
+        if held_at is None:
+            tx.waiting(shape, 1)
 
 
 def purge(tx: Tx) -> int:

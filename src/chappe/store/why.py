@@ -17,6 +17,7 @@ from chappe.core.states import FINAL, State
 from chappe.store.dialect import sql
 from chappe.store.principal import Principal
 from chappe.store.queries import get_job, job_n, list_batch_jobs, list_sites
+from chappe.store.tables import WAITS
 from chappe.wire.jobs import JobView, Why
 from chappe.wire.sites import SiteView
 
@@ -28,9 +29,9 @@ SHAPE = sql(
     "SELECT shape.n, shape.body FROM job JOIN shape ON shape.n = job.shape WHERE job.n = :n"
 )
 
-AHEAD = sql("""
-    SELECT count(*) FROM (SELECT 1 FROM job WHERE shape = :shape AND phase = 'runnable'
-    AND session IS NULL AND not_before IS NULL AND (priority, -n) > (:priority, -:n) LIMIT 10001) counted""")
+AHEAD = sql(f"""
+    SELECT count(*) FROM (SELECT 1 FROM job WHERE shape = :shape AND {WAITS}
+    AND (priority, -n) > (:priority, -:n) LIMIT 10001) counted""")
 
 SESSION = sql("""
     SELECT s.id, s.state, s.heard_at, site.name FROM session s JOIN site ON site.n = s.site
@@ -49,12 +50,25 @@ def why(conn: Connection, p: Principal, id: str, now: float) -> Why:
         reasons = _parents(conn, n, job, facts)
     elif job.session is not None:
         reasons = _leased(conn, p, job, now, facts)
+    elif job.held_at is not None:
+        reasons = []
     elif job.not_before is not None:
         facts["not_before"] = job.not_before
         reasons = [f"it is not to start for another {max(job.not_before - now, 0):.0f} s"]
     else:
         reasons = _unleased(conn, p, n, job, now, facts)
+    if job.held_at is not None and state not in FINAL:
+        facts["held_at"] = job.held_at
+        reasons.insert(0, _held(job, now))
     return Why(job.id, job.state, reasons, facts)
+
+
+def _held(job: JobView, now: float) -> str:
+    where = "" if job.session is None else ", and will not be started again when it comes back"
+    return (
+        f"it has been held for {max(now - (job.held_at or now), 0):.0f} s{where}: "
+        f"release it with `chappe job release {job.id}`"
+    )
 
 
 def _how_it_ended(job: JobView) -> str:

@@ -30,7 +30,8 @@ class CreateJobs(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown
 
 class JobVerdict(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What became of one item. `code` is created | exists | cancelled | cancelling | retried | deleted |
-    skipped | conflict | gone | not_found | not_final | finished | attempts | invalid."""
+    held | holding | released | updated | skipped | conflict | gone | not_found | not_final | finished |
+    attempts | invalid."""
 
     id: str
     code: str
@@ -67,6 +68,7 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     unreachable: bool = False
     cancel_at: float | None = None
     not_before: float | None = None
+    held_at: float | None = None
     waiting_parents: int = 0
     outcome: Outcome | None = None
     tags: dict[str, str] = {}
@@ -85,7 +87,8 @@ class JobPage(msgspec.Struct, frozen=True, omit_defaults=True):
 class JobFilter(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Which Jobs: all conditions must hold. `ids` ≤ 10 000, full ids; `id_prefix` is a short id.
 
-    `parent` gives the children of one Job; `name` matches the whole name.
+    `parent` gives the children of one Job; `name` matches the whole name. `held` says whether it is held
+    and has not ended. Times are seconds since 1970: from `…_since` on, and before `…_until`.
     """
 
     ids: list[str] | None = None
@@ -97,6 +100,12 @@ class JobFilter(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     name: str | None = None
     parent: str | None = None
     tags: dict[str, str] = {}
+    name_prefix: str | None = None
+    held: bool | None = None
+    created_since: float | None = None
+    created_until: float | None = None
+    ended_since: float | None = None
+    ended_until: float | None = None
 
 
 class QueryJobs(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -107,13 +116,24 @@ class QueryJobs(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     cursor: str | None = None
 
 
+class EnvelopeChange(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What an update changes: `priority`; tags to set, and `untag`, the keys of tags to remove; and `data`,
+    whose members replace those of the same names (null removes one)."""
+
+    priority: int | None = None
+    tags: dict[str, str] = {}
+    untag: list[str] = []
+    data: dict[str, Any] = {}
+
+
 class ActOnJobs(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Cancel, retry or delete by filter. A retry beyond `max_attempts` or `not_after` brings new
-    submissions: `signed` maps a Job's id to (index of the submission, idx of its spec's hash)."""
+    """Act on Jobs by filter; an update brings the `change`. A retry beyond `max_attempts` or `not_after`
+    brings new submissions: `signed` maps a Job's id to (index of the submission, idx of its spec's hash)."""
 
     filter: JobFilter
     submissions: list[Submission] = []
     signed: dict[str, tuple[int, int]] = {}
+    change: EnvelopeChange | None = None
 
 
 class ActReply(msgspec.Struct, frozen=True, omit_defaults=True):

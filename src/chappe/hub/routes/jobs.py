@@ -11,7 +11,7 @@ from chappe.core import limits
 from chappe.core.errors import Invalid
 from chappe.hub.call import Call
 from chappe.hub.live import position
-from chappe.store import acts, queries, why
+from chappe.store import acts, edits, queries, why
 from chappe.store.create import create_jobs
 from chappe.store.feed import EventFilter, page
 from chappe.store.prepare import prepare
@@ -50,6 +50,12 @@ class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parent: str | None = None
     id_prefix: str | None = None
     tag: list[str] = []
+    name_prefix: str | None = None
+    held: bool | None = None
+    created_since: float | None = None
+    created_until: float | None = None
+    ended_since: float | None = None
+    ended_until: float | None = None
     limit: int = limits.PAGE_DEFAULT
     cursor: str | None = None
 
@@ -98,6 +104,12 @@ async def index(call: Call[None, JobsQuery]) -> JobPage:
         parent=q.parent,
         id_prefix=q.id_prefix,
         tags=tags_of(q.tag),
+        name_prefix=q.name_prefix,
+        held=q.held,
+        created_since=q.created_since,
+        created_until=q.created_until,
+        ended_since=q.ended_since,
+        ended_until=q.ended_until,
     )
     return await call.hub.read(queries.list_jobs, call.principal, filter_, q.limit, q.cursor)
 
@@ -157,6 +169,21 @@ async def retry(call: Call[ActOnJobs, None]) -> ActReply:
 async def delete(call: Call[ActOnJobs, None]) -> ActReply:
     """Delete final Jobs by ids or by filter; others are skipped and counted."""
     return await _act(call, acts.delete)
+
+
+async def hold(call: Call[ActOnJobs, None]) -> ActReply:
+    """Grant Jobs to nobody until they are released; what a pilot has is left there."""
+    return await _act(call, edits.hold)
+
+
+async def release(call: Call[ActOnJobs, None]) -> ActReply:
+    """Let held Jobs be granted again."""
+    return await _act(call, edits.release)
+
+
+async def update(call: Call[ActOnJobs, None]) -> ActReply:
+    """Change the tags, data or priority of Jobs."""
+    return await _act(call, edits.update)
 
 
 async def _act(call: Call[ActOnJobs, None], act: Act) -> ActReply:
