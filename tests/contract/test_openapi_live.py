@@ -124,8 +124,12 @@ async def test_replies_are_what_the_document_promises(
         check(document, method, path, status, body)
     seen = {(method, path) for method, path, _, _ in answers}
     reads = {(r.method, r.path) for r in ROUTES if r.method == "GET" and r.signature.is_json}
-    # The one shows what the list shows, the other needs a signature (tests/integration has it).
-    assert reads - seen == {("GET", "/v1/batch-jobs/{id}"), ("GET", "/v1/jobs/{id}/signed")}
+    # The first shows what the list shows; tests/integration has the others, with a signature and a pilot.
+    assert reads - seen == {
+        ("GET", "/v1/batch-jobs/{id}"),
+        ("GET", "/v1/jobs/{id}/signed"),
+        ("GET", "/v1/jobs/{id}/logs"),
+    }
 
 
 @pytest.mark.parametrize(

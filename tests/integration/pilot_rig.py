@@ -202,10 +202,10 @@ class RealSite:
         self.agent: HubClient
         self.pilots: list[Pilot] = []
 
-    async def register(self) -> None:
+    async def register(self, name: str = "paris") -> None:
         """Make the Site known, with its Apps and an agent."""
         made = await self.user.request(
-            "POST", "/v1/sites", NewSite(self.dir.site, "paris"), NewSiteReply
+            "POST", "/v1/sites", NewSite(self.dir.site, name), NewSiteReply
         )
         self.agent = HubClient(self.url, made.token, ca_file=self.ca_file)
         await self.agent.request(

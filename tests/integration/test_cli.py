@@ -85,6 +85,37 @@ def test_a_failed_job_is_an_exit_status_and_can_be_retried_and_removed(place: Pl
     assert place.chappe("job", "show", job).returncode == 3
 
 
+def test_logs_during_a_run_and_afterwards_with_nothing_for_the_terminal_to_obey(
+    place: Place, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    script = f"printf 'one\\n\\033[31mred\\n'; while [ ! -e {gate} ]; do sleep 0.05; done; echo two"
+    with place.client() as client:
+        job = client.run(SITE, ["sh", "-c", script])
+        heard = ""
+        for text in job.follow():
+            heard += text
+            if "red" in heard:
+                gate.touch()
+        assert heard == "one\n\x1b[31mred\ntwo\n"
+        job.wait()
+        assert job.logs(tail=1) == "two\n"
+    # Now the agent reads the file.
+    assert place.chappe("job", "logs", job.id).stdout == "one\n\\x1b[31mred\ntwo\n"
+    assert (
+        place.process("job", "logs", job.id, "--from", "4", "--raw").stdout == "\x1b[31mred\ntwo\n"
+    )
+    (page,) = lines(place, "job", "logs", job.id, "-n", "1")
+    assert (page["text"], page["next"], page["over"]) == ("two\n", page["size"], True)
+    followed = place.chappe("job", "logs", job.id, "-f", "--tail", "1")
+    assert (followed.returncode, followed.stdout) == (0, "two\n")
+    refused = place.chappe("job", "logs", job.id, "--stderr")
+    assert (refused.returncode, "same log" in refused.stderr) == (3, True)
+    waiting = submit(place, "--cores", "60000")
+    assert place.chappe("job", "logs", waiting).returncode == 5
+    assert place.chappe("job", "cancel", waiting).returncode == 0
+
+
 def test_why_and_cancel_by_filter(place: Place) -> None:
     submit(place, "--wait")  # after this the pilot has told what it has
     first = submit(place, "--tag", "exp=why", "--name", "first", "--cores", "60000")

@@ -37,6 +37,8 @@ ONLY: dict[str, set[str]] = {
     "GET /v1/events": {"user"},
     "GET /v1/events/stream": {"user"},
     "GET /v1/jobs/{id}": {"user", "session"},
+    "GET /v1/jobs/{id}/logs": {"user"},
+    "POST /v1/logs": {"site", "session"},
     "GET /v1/jobs/{id}/parents": {"user", "session"},
     "GET /v1/jobs/{id}/result": {"user", "session"},
     "PUT /v1/jobs/{id}/result": {"session"},

@@ -38,8 +38,8 @@ def test_the_commands_are_those_that_are_promised() -> None:
     promised = {
         "app": "check ls show",
         "batch-job": "cancel ls new",
-        "hub": "start",
-        "job": "cancel hold ls release result retry rm show submit update watch",
+        "hub": "backup restore start",
+        "job": "cancel hold logs ls release result retry rm show submit update watch",
         "session": "end ls",
         "site": "check init ls rm start status stop",
         "token": "ls new revoke",

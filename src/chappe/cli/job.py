@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from chappe.cli import joblogs
 from chappe.cli.job_acts import cancel, hold, release, retry, rm, update
 from chappe.cli.options import conditions, filters, job_options, options_of
 from chappe.cli.output import FAILED, Out, ago, short_ids, size, span, when, with_output
@@ -24,6 +25,9 @@ def command() -> None:
 
     A job is named by its id or by any unambiguous beginning of it (4 hex digits or more).
     """
+
+
+command.add_command(joblogs.command)
 
 
 @command.command()

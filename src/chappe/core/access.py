@@ -56,6 +56,7 @@ RULES: Mapping[str, Row] = {
     "POST /v1/sync": _PILOT,
     "POST /v1/sync/wake": _PILOT,
     "POST /v1/results": _PILOT,
+    "POST /v1/logs": _SITE | _PILOT,
     # jobs
     "POST /v1/jobs": _OPERATE,
     "GET /v1/jobs": _VIEW,
@@ -70,6 +71,7 @@ RULES: Mapping[str, Row] = {
     "GET /v1/jobs/{id}": _VIEW | _PILOT,
     "GET /v1/jobs/{id}/events": _VIEW,
     "GET /v1/jobs/{id}/why": _VIEW,
+    "GET /v1/jobs/{id}/logs": _VIEW,
     "GET /v1/jobs/{id}/signed": _VIEW,
     "GET /v1/jobs/{id}/parents": _VIEW | _PILOT,
     "GET /v1/jobs/{id}/result": _VIEW | _PILOT,

@@ -67,6 +67,13 @@ PROJECTS = 1_000
 PASSWORD_MIN_CHARS = 10
 PASSWORD_BYTES = 1_024
 
+# Logs of Jobs: a piece, how far back the last lines are looked for, and who may read at once
+LOG_BYTES = 128 * KIB
+LOG_TAIL_BYTES = 4 * MIB
+LOG_TAIL_LINES = 100_000
+LOG_READERS = 200
+LOG_READERS_EACH = 20
+
 # The writer
 WRITER_QUEUE = 10_000
 WRITER_BULK_JOBS = 1_000

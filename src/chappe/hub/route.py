@@ -15,6 +15,7 @@ import types
 import typing
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -173,6 +174,8 @@ def _parser(hint: Any) -> Callable[[str], Any]:
     plain = _plain(hint)
     if typing.get_origin(plain) is list:
         plain = _plain(typing.get_args(plain)[0])
+    if issubclass(plain, StrEnum):
+        return str
     parsers: dict[Any, Callable[[str], Any]] = {str: str, int: _int, float: _float, bool: _bool}
     return parsers[plain]
 

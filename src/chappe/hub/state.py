@@ -23,6 +23,7 @@ from chappe.hub.liveness import Liveness
 from chappe.hub.metrics import Metrics
 from chappe.hub.passwords import Passwords
 from chappe.hub.polls import Polls
+from chappe.hub.wishes import Wishes
 from chappe.store.db import READERS, Store
 from chappe.store.principal import find
 from chappe.store.tx import Effects
@@ -43,6 +44,7 @@ class Hub:
         self.store = store
         self.clock = clock
         self.polls = Polls()
+        self.wishes = Wishes(self.polls, clock)
         self.metrics = Metrics()
         self.streams = Streams(self)
         self.liveness = Liveness(boot, clock)

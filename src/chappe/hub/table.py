@@ -17,6 +17,7 @@ from chappe.hub.routes import (
     health,
     jobs,
     logins,
+    logs,
     people,
     results,
     sites,
@@ -33,6 +34,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/sync", sync.sync, (409,)),
     Route("POST", "/v1/sync/wake", sync.wake),
     Route("POST", "/v1/results", results.put_many, limit_bytes=limits.RESULTS_BYTES),
+    Route("POST", "/v1/logs", logs.bring, limit_bytes=SMALL),
     # jobs
     Route("POST", "/v1/jobs", jobs.create, (409, 410)),
     Route("GET", "/v1/jobs", jobs.index, (404,)),
@@ -47,6 +49,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/jobs/{id}", jobs.show),
     Route("GET", "/v1/jobs/{id}/events", jobs.events, (410,)),
     Route("GET", "/v1/jobs/{id}/why", jobs.explain),
+    Route("GET", "/v1/jobs/{id}/logs", logs.read, (409,)),
     Route("GET", "/v1/jobs/{id}/signed", jobs.signed),
     Route("GET", "/v1/jobs/{id}/parents", jobs.parents),
     Route("GET", "/v1/jobs/{id}/result", results.show, media="*/*"),

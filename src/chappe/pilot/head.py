@@ -27,7 +27,9 @@ from chappe.core.ids import is_uuid7
 from chappe.core.leases import Verdict
 from chappe.link.clock import boottime, now
 from chappe.link.http import HubClient
+from chappe.link.joblogs import JobLogs
 from chappe.link.journal import End
+from chappe.link.logdesk import LogDesk
 from chappe.pilot import session as sessions
 from chappe.pilot.adoption import Adoption
 from chappe.pilot.contact import Contact, Sent
@@ -121,6 +123,12 @@ class Head:
             alarm=self._alarm,
         )
         self._works.request_no = journal.numbers.request_no
+        self._logs = LogDesk(
+            hub,
+            JobLogs(Path(session.site_dir), session.data),
+            self._holdings.runs,
+            lambda e: log.warning("logs.not_sent", error=e.message),
+        )
         self._early: list[Events] | None = []
         self._answered_no = 0
         self._seen = (0, 0)
@@ -152,6 +160,7 @@ class Head:
             raise
         finally:
             await _cancel(tasks)
+            self._logs.close()
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def sigterm(self) -> None:
@@ -194,6 +203,7 @@ class Head:
             have_submissions=self._desk.known,
             # What a predecessor held may begin only after the first answer: that one is not to be held.
             wait_s=POLL_S if self._works.contact_made and not reports and not returned else 0.0,
+            logs_seen=self._logs.seen,
         )
         return Sent(request, self._holdings.last_order(), boottime())
 
@@ -216,6 +226,7 @@ class Head:
             self._works.kill([(kill.job, kill.epoch) for kill in reply.kill], _KILL_GRACE_S)
         if reply.grants or reply.submissions:
             self._take(sent, reply)
+        self._logs.take(reply.logs)
         if not self._works.contact_made:
             self._works.contact_made = True
             self._works.todo()

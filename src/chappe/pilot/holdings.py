@@ -62,6 +62,11 @@ class Holdings:
         """Everything that is held."""
         return self._held.values()
 
+    def runs(self, job: str, attempt: int) -> bool:
+        """Whether this attempt may still write something."""
+        h = self._held.get(job)
+        return h is not None and h.attempt == attempt and Phase.HANDED <= h.phase <= Phase.RUNNING
+
     # --- what the Hub says
 
     def granted(

@@ -24,6 +24,7 @@ from chappe.link import admission
 from chappe.link.appdef import Files
 from chappe.link.apps import LoadedApp, load_apps
 from chappe.link.files import NO_SPACE, PathEscape, make_below
+from chappe.link.joblogs import directory, names
 from chappe.link.ledger import Claim, Ledger
 from chappe.link.templates import Context
 from chappe.link.trust import TrustedKeys
@@ -243,7 +244,8 @@ class _Batch:
     def _task(self, order: Order, admitted: admission.Admitted) -> Task:
         h, spec = order.holding, admitted.spec
         files = _RAW_FILES if admitted.app is None else admitted.app.app.files
-        where = _where(spec, files, h.attempt)
+        workdir = spec.workdir or f"jobs/{spec.id}"
+        where = directory(workdir, h.attempt, files)
         cwd = self._directory(where, files.own_directory)
         slot = h.slot
         cores = h.cores
@@ -263,8 +265,7 @@ class _Batch:
             env["CHAPPE_PARENTS"] = h.parents_file
         if files.result is not None:
             env["CHAPPE_RESULT"] = h.result = f"{cwd}/{files.result}"
-        # Without a directory of its own a Job's files bear its name.
-        stem = "" if files.own_directory else f"{h.job}.{h.attempt}."
+        logs = names(h.job, h.attempt, workdir, files)
         return Task(
             job=h.job,
             epoch=h.epoch,
@@ -274,8 +275,8 @@ class _Batch:
             cwd=cwd,
             start_by=order.start_by,
             log=files.log,
-            stdout=f"{cwd}/{stem}stdout.log" if files.log == "file" else "",
-            stderr=f"{cwd}/{stem}stderr.log" if files.separate_stderr else "",
+            stdout="" if logs.stdout is None else f"{cwd}/{os.path.basename(logs.stdout)}",
+            stderr="" if logs.stderr is None else f"{cwd}/{os.path.basename(logs.stderr)}",
             cores=[] if slot is None else slot.cpus,
             wall_limit_s=spec.resources.wall_s,
             takeover_deadline=order.takeover_deadline,
@@ -321,5 +322,4 @@ class _Batch:
 
 def _where(spec: JobSpec, files: Files, attempt: int) -> str:
     """The directory of one attempt, relative to data/."""
-    workdir = spec.workdir or f"jobs/{spec.id}"
-    return f"{workdir}/attempt-{attempt}" if files.own_directory else workdir
+    return directory(spec.workdir or f"jobs/{spec.id}", attempt, files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -14,10 +15,12 @@ from chappe.sdk.engine import Engine, Where, filter_of
 from chappe.sdk.errors import error_of
 from chappe.sdk.feed import Position
 from chappe.sdk.handles import AppHandle, JobHandle
+from chappe.sdk.logs import Part, Text
 from chappe.sdk.results import ResultFile
 from chappe.sdk.selections import AsyncSelection, Changes, change_of
 from chappe.wire.events import Event
 from chappe.wire.jobs import JobView, Why
+from chappe.wire.logs import LogPage
 from chappe.wire.sites import AppView, SiteView
 
 
@@ -97,6 +100,48 @@ class AsyncJob(JobHandle):
     async def why(self) -> Why:
         """Exactly what it waits for."""
         return await self._engine.why(self.id)
+
+    async def logs(
+        self,
+        *,
+        stderr: bool = False,
+        tail: int | None = None,
+        start: int | None = None,
+        attempt: int | None = None,
+    ) -> str:
+        """Its output so far, read from the file at the Site.
+
+        `tail`: the last so many lines (200); `start`: from this byte on instead. `stderr`: the other
+        output, where the App keeps it apart. `attempt`: not the last one.
+        """
+        text = Text()
+        part = Part(stderr, tail, start, attempt)
+        pages = self._engine.log_pages(self.id, part, follow=False)
+        return "".join([text.of(page) async for page in pages])
+
+    async def follow(
+        self, *, stderr: bool = False, tail: int | None = None, attempt: int | None = None
+    ) -> AsyncGenerator[str]:
+        """Its output as it is written, in pieces, until it has ended; waits for its start, and goes on
+        with its next attempts unless one is named. Begins with the last `tail` lines (200)."""
+        text = Text()
+        pages = self.log_pages(stderr=stderr, tail=tail, attempt=attempt, follow=True)
+        async with contextlib.aclosing(pages):
+            async for page in pages:
+                yield text.of(page)
+
+    def log_pages(
+        self,
+        *,
+        stderr: bool = False,
+        tail: int | None = None,
+        start: int | None = None,
+        attempt: int | None = None,
+        follow: bool = False,
+    ) -> AsyncGenerator[LogPage]:
+        """The same as bytes with their offsets, for programs that resume where they left off."""
+        part = Part(stderr, tail, start, attempt)
+        return self._engine.log_pages(self.id, part, follow=follow)
 
 
 class AsyncApp(AppHandle):

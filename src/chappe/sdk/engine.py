@@ -22,7 +22,7 @@ from chappe.core.states import FINAL_PHASES
 from chappe.link.clock import now
 from chappe.link.http import RETRY, HubClient, RetryPolicy
 from chappe.link.keys import SigningKey, default_path, load_or_create
-from chappe.sdk import sending
+from chappe.sdk import logs, sending
 from chappe.sdk.admin import Admin
 from chappe.sdk.config import Settings
 from chappe.sdk.drafts import Draft
@@ -31,6 +31,7 @@ from chappe.sdk.feed import PATIENT, Ended, Feed, Position, not_found
 from chappe.sdk.results import ResultFile
 from chappe.wire.events import Event, EventPage, parse_cursor
 from chappe.wire.jobs import CreateReply, JobFilter, JobPage, JobView, QueryJobs, Why
+from chappe.wire.logs import LogPage
 from chappe.wire.sites import Whoami
 
 _IN_FLIGHT = 3
@@ -222,6 +223,10 @@ class Engine:
         answer = await self.hub.fetch("GET", f"/v1/jobs/{job}/result")
         media = answer.headers.get("content-type", "").partition(";")[0].strip()
         return ResultFile(media, answer.data)
+
+    def log_pages(self, job: str, part: logs.Part, *, follow: bool) -> AsyncGenerator[LogPage]:
+        """The pages of a Job's output (see sdk.logs)."""
+        return logs.pages(self.hub, lambda id: self.changes([id]), job, part, follow=follow)
 
     async def job_events(self, job: str) -> list[Event]:
         """All Events of one Job, oldest first."""

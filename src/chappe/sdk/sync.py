@@ -19,6 +19,7 @@ from chappe.sdk.engine import Engine, Where, filter_of
 from chappe.sdk.errors import Invalid, error_of
 from chappe.sdk.feed import Position
 from chappe.sdk.handles import AppHandle, JobHandle
+from chappe.sdk.logs import Part, Text
 from chappe.sdk.loop import Loop
 from chappe.sdk.progress import Progress
 from chappe.sdk.results import ResultFile
@@ -26,6 +27,7 @@ from chappe.sdk.selections import Changes, Selection, change_of
 from chappe.sdk.sync_admin import SyncAdmin
 from chappe.wire.events import Event
 from chappe.wire.jobs import JobView, Why
+from chappe.wire.logs import LogPage
 from chappe.wire.sites import AppView, SiteView
 
 T = TypeVar("T")
@@ -107,6 +109,46 @@ class Job(JobHandle):
     def why(self) -> Why:
         """Exactly what it waits for."""
         return self._client._run(self._client._engine.why(self.id))
+
+    def logs(
+        self,
+        *,
+        stderr: bool = False,
+        tail: int | None = None,
+        start: int | None = None,
+        attempt: int | None = None,
+    ) -> str:
+        """Its output so far, read from the file at the Site.
+
+        `tail`: the last so many lines (200); `start`: from this byte on instead. `stderr`: the other
+        output, where the App keeps it apart. `attempt`: not the last one.
+        """
+        text = Text()
+        pages = self.log_pages(stderr=stderr, tail=tail, start=start, attempt=attempt)
+        return "".join(text.of(page) for page in pages)
+
+    def follow(
+        self, *, stderr: bool = False, tail: int | None = None, attempt: int | None = None
+    ) -> Generator[str]:
+        """Its output as it is written, in pieces, until it has ended; waits for its start, and goes on
+        with its next attempts unless one is named. Begins with the last `tail` lines (200)."""
+        text = Text()
+        for page in self.log_pages(stderr=stderr, tail=tail, attempt=attempt, follow=True):
+            yield text.of(page)
+
+    def log_pages(
+        self,
+        *,
+        stderr: bool = False,
+        tail: int | None = None,
+        start: int | None = None,
+        attempt: int | None = None,
+        follow: bool = False,
+    ) -> Generator[LogPage]:
+        """The same as bytes with their offsets, for programs that resume where they left off."""
+        part = Part(stderr, tail, start, attempt)
+        engine = self._client._engine
+        return self._client._loop.iterate(lambda: engine.log_pages(self.id, part, follow=follow))
 
 
 class App(AppHandle):

@@ -19,6 +19,8 @@ from chappe.core.errors import ChappeError, Conflict, Forbidden, NotFound, Unaut
 from chappe.link.apps import AppProblem, load_app, to_view
 from chappe.link.clock import boottime
 from chappe.link.http import NO_RETRY, HubClient
+from chappe.link.joblogs import JobLogs
+from chappe.link.logdesk import LogDesk
 from chappe.site.batch import BatchJobs
 from chappe.site.config import SiteConfig
 from chappe.site.paths import SitePaths
@@ -107,11 +109,24 @@ class HubLoop:
 
     async def listen(self) -> None:
         """Take orders, for ever. Raises AgentRunning or Superseded when another agent is the one."""
+        logs = LogDesk(
+            self._hub,
+            JobLogs(self._paths.root, self._paths.data),
+            # What still runs is its pilot's to read.
+            lambda _job, _attempt: False,
+            lambda e: log.warning("a log could not be sent", error=e.message),
+        )
+        try:
+            await self._listen(logs)
+        finally:
+            logs.close()
+
+    async def _listen(self, logs: LogDesk) -> None:
         delay_s = FIRST_DELAY_S
         while True:
             began = boottime()
             try:
-                news = await self._listen_once()
+                news = await self._listen_once(logs)
             except ChappeError as e:
                 delay_s = await self._pause(e, delay_s)
                 continue
@@ -126,7 +141,7 @@ class HubLoop:
                 # An answer that came at once and said nothing new: do not ask in circles.
                 await asyncio.sleep(SPACING_S)
 
-    async def _listen_once(self) -> bool:
+    async def _listen_once(self, logs: LogDesk) -> bool:
         if not self._greeted:
             await greet(self._hub, self._site, self._me.agent, self._me.before)
             self._greeted = True
@@ -139,11 +154,12 @@ class HubLoop:
         await self._publish()
         # The first poll does not wait: the rest of the agent learns at once that the Hub is there.
         wait_s = limits.WAIT_MAX_S if self._wakeups.online.is_set() else 0.0
-        reply = await self._sync(wait_s=wait_s)
-        return self._take(reply)
+        reply = await self._sync(wait_s=wait_s, logs_seen=logs.seen)
+        asked = logs.take(reply.logs)
+        return self._take(reply) or asked
 
     async def _sync(
-        self, reports: Sequence[BatchJobReport] = (), wait_s: float = 0.0
+        self, reports: Sequence[BatchJobReport] = (), wait_s: float = 0.0, logs_seen: int = 0
     ) -> AgentSyncReply:
         request = AgentSync(
             self._me.agent,
@@ -152,6 +168,7 @@ class HubLoop:
             sessions=self._jobs.sessions(),
             seen=self._seen,
             wait_s=wait_s,
+            logs_seen=logs_seen,
         )
         try:
             reply = await self._hub.request(

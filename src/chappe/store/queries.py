@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import msgspec
@@ -112,6 +113,13 @@ BATCH_JOBS = sql("""
     WHERE b.project = :project AND (CAST(:site AS text) IS NULL OR site.id = :site OR site.name = :site)
       AND (CAST(:state AS text) IS NULL OR b.state = :state) AND (CAST(:id AS text) IS NULL OR b.id = :id)
     ORDER BY b.n DESC LIMIT :most""")
+
+#: Who can read files at a Site: its agent, if it is heard, else the newest of its pilots that is.
+LOG_HOLDERS = sql("""
+    SELECT s.n, s.agent_seen_at, (
+        SELECT se.id FROM session se WHERE se.site = s.n AND se.state = 'live'
+        ORDER BY se.n DESC LIMIT 1) AS session
+    FROM site s WHERE s.project = :project AND s.id = :site""")
 
 _decode_outcome = msgspec.json.Decoder(Outcome).decode
 _decode_envelope = msgspec.json.Decoder(Envelope).decode
@@ -289,6 +297,20 @@ def get_site(conn: Connection, p: Principal, id: str, now: float) -> SiteView:
         if id in (site.id, site.name):
             return site
     raise no_such("site", id)
+
+
+def log_holders(
+    conn: Connection, p: Principal, site: str, now: float
+) -> list[tuple[str, Hashable]]:
+    """Who is heard at a Site and can read its files: ("agent", the Site's row number), ("session", the id
+    of its newest pilot)."""
+    row = conn.execute(LOG_HOLDERS, {"project": p.project_n, "site": site}).one_or_none()
+    able: list[tuple[str, Hashable]] = []
+    if row is not None and now - (row.agent_seen_at or 0) < limits.SESSION_TTL_S:
+        able.append(("agent", row.n))
+    if row is not None and row.session is not None:
+        able.append(("session", row.session))
+    return able
 
 
 def list_apps(conn: Connection, p: Principal, site: str | None) -> list[AppView]:

@@ -9,6 +9,7 @@ import msgspec
 from chappe.core.hidden import HidesToken
 from chappe.core.parameters import Parameter
 from chappe.core.shapes import Capacity
+from chappe.wire.logs import LogWish
 from chappe.wire.sync import Number
 
 
@@ -97,7 +98,7 @@ class BatchJobReport(msgspec.Struct, frozen=True, omit_defaults=True):
 class AgentSync(msgspec.Struct, frozen=True, omit_defaults=True):
     """`POST /v1/sites/{id}/sync`: the agent's long poll. `known` names the BatchJobs it has taken up,
     `sessions` those of its Sessions that may live, `seen` the highest (incarnation, commit_no) that it was
-    shown."""
+    shown, `logs_seen` the highest wish for a log that it has read."""
 
     agent: str
     reports: list[BatchJobReport] = []
@@ -105,6 +106,7 @@ class AgentSync(msgspec.Struct, frozen=True, omit_defaults=True):
     wait_s: float = 0.0
     sessions: list[str] = []
     seen: tuple[Number, Number] = (0, 0)
+    logs_seen: int = 0
 
 
 class BatchJobIntent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -126,7 +128,8 @@ class BatchJobOrder(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class AgentSyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
     """Orders not yet in `known`, cancels, and Sessions that the Hub has not heard for its TTL; in `unknown`
-    those that it does not know (any more: it was restored from a backup), to be registered again."""
+    those that it does not know (any more: it was restored from a backup), to be registered again;
+    in `logs` wishes to read (wire.logs)."""
 
     incarnation: int
     ttl_s: float
@@ -135,6 +138,7 @@ class AgentSyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
     accepted: list[str] = []
     unknown: list[str] = []
     commit_no: int = 0
+    logs: list[LogWish] = []
 
 
 class NewBatchJob(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

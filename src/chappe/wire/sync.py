@@ -17,6 +17,7 @@ import msgspec
 
 from chappe.core.leases import Outcome
 from chappe.core.shapes import Capacity
+from chappe.wire.logs import LogWish
 from chappe.wire.submission import Submission
 
 Number = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
@@ -61,6 +62,7 @@ class SyncRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `capacity` None asks for no work (draining). `hard_end_in_s` is the time until the scheduler kills
     the allocation. `have_submissions` names submissions it can use without being sent them again.
+    `logs_seen` is the highest wish for a log that it has read.
     """
 
     session: str
@@ -74,6 +76,7 @@ class SyncRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     hard_end_in_s: float | None = None
     have_submissions: list[str] = []
     wait_s: float = 0.0
+    logs_seen: Number = 0
 
 
 class ReportVerdict(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -104,7 +107,8 @@ class Kill(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class SyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the Hub answers. `drain` asks the pilot to return what has not started and to end."""
+    """What the Hub answers. `drain` asks the pilot to return what has not started and to end; `logs` are
+    wishes to read (wire.logs)."""
 
     incarnation: Number
     commit_no: Number
@@ -116,3 +120,4 @@ class SyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
     grants: list[Grant] = []
     submissions: list[Submission] = []
     drain: bool = False
+    logs: list[LogWish] = []

@@ -82,7 +82,7 @@ async def sync(call: Call[AgentSync, None]) -> AgentSyncReply:
     else:
         key = ("agent", p.site_n)
         with hub.polls.poll(key, 0, (key,)) as poll:
-            reply = await hub.write(store.agent_sync, p, call.path["id"], body)
+            reply = _with_wishes(call, await hub.write(store.agent_sync, p, call.path["id"], body))
             if not _news(call, reply):
                 reply = await _wait(call, poll, reply)
     hub.agents_told[p.site_n] = (body.agent, _lasting(reply))
@@ -98,15 +98,22 @@ async def _wait(call: Call[AgentSync, None], poll: Poll, reply: AgentSyncReply) 
     try:
         while not _news(call, reply) and await poll.wait(deadline):
             reply = await hub.write(store.agent_sync, p, call.path["id"], call.body)
+            reply = _with_wishes(call, reply)
     finally:
         leaving.cancel()
     return reply
 
 
+def _with_wishes(call: Call[AgentSync, None], reply: AgentSyncReply) -> AgentSyncReply:
+    """The reply, and what somebody wishes to read at this Site."""
+    logs = call.hub.wishes.of(("agent", call.principal.site_n), call.body.logs_seen)
+    return msgspec.structs.replace(reply, logs=logs) if logs else reply
+
+
 def _news(call: Call[AgentSync, None], reply: AgentSyncReply) -> bool:
     """Whether to answer now. Cancels and silent Sessions stay in every reply until they are over, so
     only those that this agent was not told yet are news; else its long poll would spin."""
-    if reply.accepted or any(not order.cancel for order in reply.orders):
+    if reply.accepted or reply.logs or any(not order.cancel for order in reply.orders):
         return True
     agent, told = call.hub.agents_told.get(call.principal.site_n, ("", frozenset()))
     return bool(_lasting(reply) - (told if agent == call.body.agent else frozenset()))

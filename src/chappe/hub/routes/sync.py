@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from chappe.core import limits
 from chappe.hub.call import Call
 from chappe.hub.polls import Poll
@@ -30,6 +32,7 @@ async def sync(call: Call[SyncRequest, None]) -> SyncReply:
         reply = await hub.write(store.sync, p, req)
         _heard(hub, p.session_n)
         hub.metrics.sync(reply)
+        reply = _with_wishes(call, reply)
         if req.wait_s > 0 and _says_nothing(reply):
             if has_room:
                 # A repeated request was answered from the rows; what came after it is granted now.
@@ -53,13 +56,22 @@ async def _wait(call: Call[SyncRequest, None], poll: Poll, reply: SyncReply) -> 
         while _says_nothing(reply) and await poll.wait(deadline):
             reply = await hub.write(store.acquire, call.principal, req)
             hub.metrics.sync(reply)
+            reply = _with_wishes(call, reply)
     finally:
         leaving.cancel()
     return reply
 
 
+def _with_wishes(call: Call[SyncRequest, None], reply: SyncReply) -> SyncReply:
+    """The reply, and what somebody wishes to read of this pilot's Jobs."""
+    logs = call.hub.wishes.of(("session", call.principal.session_id), call.body.logs_seen)
+    return msgspec.structs.replace(reply, logs=logs) if logs else reply
+
+
 def _says_nothing(reply: SyncReply) -> bool:
-    return not (reply.verdicts or reply.grants or reply.kill or reply.unknown or reply.drain)
+    return not (
+        reply.verdicts or reply.grants or reply.kill or reply.unknown or reply.drain or reply.logs
+    )
 
 
 async def wake(call: Call[None, None]) -> None:
