@@ -295,6 +295,27 @@ async def test_the_wall_limit_asks_and_then_kills(launcher: Rig) -> None:
     assert end.wall_s >= 2
 
 
+async def test_a_warning_comes_before_the_end_and_then_any_end_is_a_timeout(launcher: Rig) -> None:
+    usr1 = int(signal.SIGUSR1)
+    trap = "trap 'exit 7' USR1; while :; do sleep 0.05; done"
+    ends = launcher.task("ends", trap, ends_at=boot_in(600), warn_s=599.9, warn_signal=usr1)
+    limit = launcher.task("limit", trap, wall_limit_s=600, warn_s=599.5, warn_signal=usr1)
+    fine = launcher.task(
+        "fine", trap.replace("7", "0"), wall_limit_s=600, warn_s=599.5, warn_signal=usr1
+    )
+    deaf = launcher.task(
+        "deaf", "trap '' USR1; sleep 600; sleep 600", wall_limit_s=2, warn_s=1, warn_signal=usr1
+    )
+    endless = launcher.task("endless", "exit 3", warn_s=5, warn_signal=usr1)
+    await launcher.start(ends, limit, fine, deaf)
+    for job, told in (("ends", ("timeout", 7)), ("limit", ("timeout", 7)), ("fine", ("exit", 0))):
+        end = await launcher.end_of(job)
+        assert (end.reason, end.exit) == told
+    assert (await launcher.end_of("deaf")).reason == "timeout"
+    await launcher.client.start([endless])
+    assert (await launcher.end_of("endless")).reason == "exit"
+
+
 async def test_a_stopped_job_hears_the_signal_too(launcher: Rig) -> None:
     task = launcher.task("stopped", "kill -STOP $$; sleep 600")
     await launcher.start(task)

@@ -20,7 +20,8 @@ from chappe.core.ids import created_ms, is_uuid7, uuid7
 from chappe.core.jobs import JobSpec, Retries, RetryOn, check_relative, decode_spec
 from chappe.core.leases import Decision, Held, Outcome, Reason, Verdict
 from chappe.core.parameters import Kind, Parameter, compile_validator
-from chappe.core.shapes import LADDER_S, Capacity, Room, Shape, misfit, round_wall
+from chappe.core.rooms import Room
+from chappe.core.shapes import LADDER_S, Capacity, Shape, misfit, round_wall
 from chappe.core.states import FINAL, LEASED, RUNNABLE, State, legal, legal_updates
 
 JSON = st.recursive(

@@ -14,9 +14,11 @@ from chappe.core.jobs import (
     Envelope,
     JobSpec,
     ParentPolicy,
+    Resources,
     RetryOn,
     check_envelope,
     check_relative,
+    check_resources,
     decode_spec,
 )
 
@@ -260,3 +262,40 @@ def test_an_envelope_at_its_limits() -> None:
             priority=-limits.PRIORITY_ABS,
         )
     )
+
+
+@pytest.mark.parametrize(
+    ("resources", "field"),
+    [
+        ({"gpus": 1.5}, "resources.gpus"),
+        ({"gpus": 0.333}, "resources.gpus"),
+        ({"gpus": -1}, "resources.gpus"),
+        ({"named": {"a b": 1}}, "resources.named"),
+        ({"named": {"licence": 0}}, "resources.named.licence"),
+        ({"named": {f"n{k}": 1 for k in range(17)}}, "resources.named"),
+        ({"ranks": 9, "nodes": 2, "ranks_per_node": 4}, "resources.ranks_per_node"),
+        ({"ranks": 4096, "threads_per_rank": 64}, "resources.threads_per_rank"),
+        ({"warn_s": 0}, "resources.warn_s"),
+        ({"warn_s": 5, "warn_signal": "KILL"}, "resources.warn_signal"),
+    ],
+)
+def test_resources_that_nobody_can_give(resources: dict[str, Any], field: str) -> None:
+    with pytest.raises((Invalid, TooLarge)) as caught:
+        check_resources(msgspec.convert(resources, Resources))
+    assert caught.value.field == field
+
+
+def test_ranks_and_threads_make_the_cores_of_a_node() -> None:
+    hybrid = Resources(nodes=2, ranks=8, threads_per_rank=3)
+    assert (hybrid.node_ranks, hybrid.node_cores, hybrid.threads) == (4, 12, 3)
+    packed = Resources(nodes=3, ranks=8, ranks_per_node=4, cores=16)
+    assert (packed.node_ranks, packed.node_cores, packed.threads) == (4, 16, 4)
+    assert Resources(cores=6).threads == 6
+
+
+def test_who_writes_checkpoints_is_started_again_when_its_time_is_up() -> None:
+    plain = JobSpec("i", "p", ("s",), command=("x",))
+    assert plain.restarts is plain.retries
+    warned = msgspec.structs.replace(plain, resources=Resources(warn_s=5.0))
+    assert warned.restarts.on == (RetryOn.LOST, RetryOn.TIMEOUT)
+    assert (warned.restarts.max, warned.resources.time_s) == (plain.retries.max, None)

@@ -13,22 +13,25 @@ from chappe.core import limits
 from chappe.core.leases import Outcome, Reason, Usage
 from chappe.link.journal import End
 from chappe.pilot.holding import Holding, Phase
-from chappe.pilot.holdings import Holdings
+from chappe.pilot.holdings import KEEP_NONE_S, KEEP_S, Holdings
+from chappe.pilot.nodes import Need
 from chappe.pilot.pacing import STALE_S
-from chappe.pilot.placement import Placement
+from chappe.pilot.placement import Place, Placement
+from chappe.testing.nodes import big, plain
 from chappe.wire.sync import Grant, HeldJob, JobEpoch
 
 GIB = 1 << 30
 
 
 def grant(job: str, epoch: int = 1, priority: int = 0, **spec: Any) -> Grant:
-    resources = {k: spec.pop(k) for k in ("cores", "mem_bytes", "estimate_s") if k in spec}
+    names = ("cores", "mem_bytes", "estimate_s", "wall_s", "gpus", "nodes", "warn_s")
+    resources = {k: spec.pop(k) for k in names if k in spec}
     raw = msgspec.Raw(msgspec.json.encode({"resources": resources, **spec}))
     return Grant(job, epoch, 1, raw, priority=priority)
 
 
 def node(cores: int = 2) -> Holdings:
-    return Holdings(Placement(range(cores), GIB))
+    return Holdings(Placement([plain(range(cores))]))
 
 
 def take(held: Holdings, *grants: Grant, sent_at: float = 0.0) -> list[Holding]:
@@ -343,7 +346,7 @@ def test_parents_that_come_too_late_change_nothing() -> None:
 
 def test_adopted_runs_take_their_room_and_are_started() -> None:
     held = node(2)
-    held.adopt(Holding(grant("a"), -1e9, 0), Phase.RUNNING, 5.0, {1})
+    held.adopt(Holding(grant("a"), -1e9, 0), Phase.RUNNING, 5.0, [Place("", {1})])
     assert named(held.held()) == {("a", True)}
     assert held.placement.free_cores == 1
     a = held.get("a", 1)
@@ -356,7 +359,7 @@ def test_adopted_runs_take_their_room_and_are_started() -> None:
 def test_a_spec_that_cannot_be_read_waits_to_be_refused_with_words() -> None:
     held = node(1)
     new, _ = held.granted([Grant("a", 1, 1, msgspec.Raw(b'{"resources": 7}'))], 0.0, 0.0)
-    assert (new[0].cores, new[0].mem_bytes) == (1, 0)
+    assert new[0].need == Need(1)
 
 
 @pytest.mark.parametrize("size", [300, 500])
@@ -366,3 +369,97 @@ def test_a_prefetched_grant_stays_small(size: int) -> None:
     parts = [getattr(h, name) for name in Holding.__slots__]
     own = sys.getsizeof(h) + sum(sys.getsizeof(p) for p in parts if isinstance(p, str | bytes))
     assert own + sys.getsizeof(h.wire) + 200 < 2048 - 700  # the rest is for its submission
+
+
+def gathering(cores: int = 4) -> Holdings:
+    """One of the cores is busy for ten seconds, and the first in line wants all of them."""
+    held = node(cores)
+    take(held, grant("runs", wall_s=10, estimate_s=10), sent_at=0.0)
+    assert hand(held) == ["runs"]
+    take(held, grant("large", cores=cores))
+    assert hand(held) == []
+    return held
+
+
+def test_small_ones_use_the_gap_and_no_more() -> None:
+    held = gathering()
+    take(held, grant("long", estimate_s=11), grant("unknown"), grant("short", estimate_s=9))
+    assert hand(held) == ["short"]
+    runs = held.get("runs", 1)
+    short = held.get("short", 1)
+    assert runs is not None
+    assert short is not None
+    end(held, short)
+    end(held, runs)
+    assert hand(held, 10.0) == ["large"]
+
+
+def test_while_room_is_gathered_the_hub_is_told_what_others_may_use() -> None:
+    held = gathering()
+    offer = held.capacity(None, 4.0)
+    assert not offer.reserve
+    assert offer.prefetch == 0
+    assert [(room.cores, room.within_s) for room in offer.rooms] == [(3, 6.0)]
+    large = held.get("large", 1)
+    assert large is not None
+    held.give_back(large)
+    offer = held.capacity(None, 4.0)
+    assert (offer.reserve, offer.rooms, offer.cores) == (True, (), 3)
+
+
+def test_what_runs_over_its_time_lets_nobody_in() -> None:
+    held = gathering()
+    take(held, grant("short", estimate_s=1))
+    assert hand(held, 25.0) == []
+    assert held.capacity(None, 25.0).rooms[0].cores == 0
+
+
+def test_a_job_waits_for_room_only_so_long_when_nobody_knows_how_long() -> None:
+    held = gathering()
+    assert held.return_stale(STALE_S) is False  # it alone waits, and room is gathered for it
+    assert held.stale_at() == KEEP_S
+    held.renewed(held.last_order(), KEEP_S)
+    assert held.return_stale(KEEP_S)
+    assert held.returning() == [JobEpoch("large", 1)]
+    assert not held.capacity(None, KEEP_S).reserve
+    assert held.capacity(None, KEEP_S + KEEP_NONE_S).reserve
+
+
+def test_those_behind_go_back_and_the_first_stays() -> None:
+    held = gathering()
+    take(held, grant("long"))
+    assert hand(held) == []
+    assert held.return_stale(STALE_S)
+    assert held.returning() == [JobEpoch("long", 1)]
+
+
+def test_a_higher_priority_takes_the_room_that_was_gathered() -> None:
+    held = gathering()
+    take(held, grant("urgent", priority=1, cores=3, estimate_s=99))
+    assert hand(held) == ["urgent"]
+
+
+def test_nothing_begins_that_cannot_end_in_the_allocation() -> None:
+    held = node(4)
+    take(
+        held,
+        grant("long", estimate_s=100),
+        grant("limited", wall_s=31),
+        grant("checkpoints", wall_s=900, warn_s=10),
+        grant("hardly", wall_s=900, warn_s=20),
+        grant("short", wall_s=30),
+        grant("unknown"),
+    )
+    assert [h.job for h in held.pick(0.0, 9, left_s=30.0)] == ["checkpoints", "short", "unknown"]
+    assert {b.job for b in held.returning()} == {"long", "limited", "hardly"}
+
+
+def test_gpus_are_offered_one_by_one() -> None:
+    held = Holdings(Placement([big(domains=1, cpus=4, gpus=2)]), {"lic": 3})
+    take(held, grant("half", gpus=0.5), grant("whole", gpus=1))
+    assert hand(held) == ["half", "whole"]
+    offer = held.capacity(None)
+    assert (offer.gpus, offer.named) == (2, {"lic": 3})
+    assert [(room.cores, room.gpus) for room in offer.rooms] == [(2, (50, 0))]
+    take(held, grant("more", gpus=0.6), grant("other", gpus=0.5))
+    assert hand(held) == []  # the first in line may take what the other wants

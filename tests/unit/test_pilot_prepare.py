@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from chappe.pilot import prepare as module
 from chappe.pilot.desk import KNOWN_MOST, Arrival, Desk, Work
 from chappe.pilot.holding import Holding
 from chappe.pilot.journal import open_journal
+from chappe.pilot.nodes import Need, Share
 from chappe.pilot.placement import Slot
 from chappe.pilot.prepare import Failed, Order, Postponed, Prepared, Preparer, Refused, base_env
 from chappe.pilot.session import Session
+from chappe.testing.nodes import plain
 from chappe.wire.submission import Submission
 from chappe.wire.sync import Grant
 
@@ -74,7 +77,8 @@ class Place:
         (grant,), submission = self.signed(self.spec(**fields))
         h = Holding(grant, 0.0, 1)
         h.verified = verify(submission)
-        h.slot = Slot(4, h.cores, h.mem_bytes, [1])
+        node = plain([0, 1])
+        h.slot = Slot(4, h.need, [Share(node, [1], {})], inf, inf)
         return h
 
     def prepare(self, *held: Holding) -> Sequence[module.Outcome]:
@@ -303,7 +307,7 @@ def test_a_bad_signature_is_refused_with_its_reason(place: Place) -> None:
     work = Work()
     work.arrivals = [arrival(a, submissions=[bad])]
     (h,) = place.desk.work(work).new
-    h.slot = Slot(1, 1, 0, [])
+    h.slot = Slot(1, Need(), [Share(plain([0]), [], {})], inf, inf)
     (made,) = place.prepare(h)
     assert isinstance(made, Refused)
     assert made.code == "bad_signature"

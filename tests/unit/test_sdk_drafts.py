@@ -39,9 +39,14 @@ PARENT = new_id()
 EVERY_OPTION: Options = {
     "cores": 4,
     "mem_bytes": 5,
-    "gpus": 1,
+    "gpus": 0.5,
     "nodes": 2,
     "ranks": 8,
+    "ranks_per_node": 4,
+    "threads_per_rank": 3,
+    "named": {"licence": 2},
+    "warn_s": 20.0,
+    "warn_signal": "USR2",
     "wall_s": 60.0,
     "estimate_s": 30.0,
     "retries": 5,
@@ -62,8 +67,11 @@ EVERY_OPTION: Options = {
 
 def test_every_option_reaches_its_place() -> None:
     t = app(**EVERY_OPTION)().template
-    assert (t.resources.cores, t.resources.mem_bytes, t.resources.gpus) == (4, 5, 1)
+    assert (t.resources.cores, t.resources.mem_bytes, t.resources.gpus) == (4, 5, 0.5)
     assert (t.resources.nodes, t.resources.ranks) == (2, 8)
+    assert (t.resources.ranks_per_node, t.resources.threads_per_rank) == (4, 3)
+    assert t.resources.named == {"licence": 2}
+    assert (t.resources.warn_s, t.resources.warn_signal) == (20.0, "USR2")
     assert (t.resources.wall_s, t.resources.estimate_s) == (60.0, 30.0)
     assert (t.retries.max, t.retries.on, t.retries.backoff_s) == (
         5,

@@ -24,12 +24,13 @@ def test_the_template_is_a_valid_file_and_says_the_defaults() -> None:
 
 def test_the_defaults_shown_as_comments_are_the_defaults() -> None:
     text = uncommented(config.TEMPLATE).replace('env = { NAME = "value" }', "env = {}")
+    text = text.replace("named = { licence = 4 }", "named = {}")
     assert config.parse(text, "site.toml") == config.parse(config.TEMPLATE, "site.toml")
 
 
 def test_every_setting_is_in_the_reference_with_its_meaning() -> None:
     page = config.reference()
-    for section in ("hub", "site", "scheduler", "pilot"):
+    for section in ("hub", "site", "scheduler", "pilot", "resources"):
         assert f"## [{section}]" in page
     for key in ("url", "keep", "status_interval_s", "node_local", "kill_s"):
         assert re.search(rf"\| `{key}` \| [^|]+ \| \S", page)

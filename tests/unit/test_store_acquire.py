@@ -9,8 +9,9 @@ import pytest
 
 from chappe.core import limits
 from chappe.core.jobs import AppRef, Envelope, JobSpec, Resources, Retries, RetryOn
+from chappe.core.shapes import NodeRoom
 from chappe.store import acquire
-from chappe.testing.store import GIB, PilotRig, SiteRig, StoreRig, cores
+from chappe.testing.store import GIB, PilotRig, SiteRig, StoreRig, cores, held
 from chappe.wire.sync import Grant, JobEpoch
 
 
@@ -207,3 +208,74 @@ def test_a_site_is_granted_only_its_own(rig: StoreRig, two: tuple[PilotRig, Pilo
     rig.submit(mine, theirs)
     assert ids(paris.sync(capacity=cores(9)).grants) == [mine.id]
     assert ids(rome.sync(capacity=cores(9)).grants) == [theirs.id]
+
+
+def needing(rig: StoreRig, site: SiteRig, *wanted: Resources) -> list[JobSpec]:
+    specs = [rig.spec(site, resources=resources) for resources in wanted]
+    rig.submit(*specs)
+    return specs
+
+
+def test_licences_are_counted_over_all_pilots_of_a_site(rig: StoreRig, site: SiteRig) -> None:
+    jobs = needing(rig, site, *[Resources(named={"lic": 2})] * 3, Resources())
+    offer = cores(9, named={"lic": 5})
+    first, second = site.add_pilot(), site.add_pilot()
+    (one, *others) = first.sync(capacity=cores(1, named={"lic": 5})).grants
+    assert ([one.job], others) == ([jobs[0].id], [])
+    (two, plain) = second.sync(capacity=offer).grants
+    assert (two.job, plain.job) == (jobs[1].id, jobs[3].id)
+    assert not second.sync(capacity=offer, held=[held(two), held(plain)]).grants
+    # What was never started uses none either, once it is given back.
+    back = first.sync(returned=[JobEpoch(one.job, one.epoch)], capacity=offer)
+    assert ids(back.grants) == [jobs[0].id]
+
+
+def test_a_site_without_licences_is_never_asked(rig: StoreRig, site: SiteRig) -> None:
+    needing(rig, site, Resources(named={"lic": 1}))
+    assert not site.add_pilot().sync(capacity=cores(9)).grants
+
+
+def test_small_ones_do_not_overtake_a_job_that_waited_long_enough(
+    rig: StoreRig, site: SiteRig
+) -> None:
+    (large, *small) = shaped(rig, site, [(0, 4), (0, 1), (0, 1)])
+    pilot = site.add_pilot()
+    offer = cores(4, cores=1, reserve=True)
+    (granted,) = pilot.sync(capacity=offer).grants
+    assert granted.job == small[0].id  # for now: another pilot may have room
+    rig.clock.advance(limits.RESERVE_AFTER_S)
+    (kept,) = pilot.sync(capacity=offer, held=[held(granted)]).grants
+    assert kept.job == large.id
+    # Now the pilot gathers room, and says what others may use meanwhile.
+    asks = {"held": [held(granted), held(kept, started=False)]}
+    room = NodeRoom(1, 1, GIB, (), 30.0)
+    assert not pilot.sync(capacity=cores(4, rooms=(room,)), **asks).grants
+    (short,) = needing(rig, site, Resources(estimate_s=20.0))
+    (last,) = pilot.sync(capacity=cores(4, rooms=(room,)), **asks).grants
+    assert last.job == short.id
+
+
+def test_a_pilot_of_an_older_version_is_never_asked_to_keep_room(
+    rig: StoreRig, site: SiteRig
+) -> None:
+    _, small = shaped(rig, site, [(0, 4), (0, 1)])
+    rig.clock.advance(limits.RESERVE_AFTER_S)
+    assert ids(site.add_pilot().sync(capacity=cores(4, cores=1)).grants) == [small.id]
+
+
+def test_a_job_that_lacks_licences_keeps_them_from_smaller_ones(
+    rig: StoreRig, site: SiteRig
+) -> None:
+    holds, wants = needing(rig, site, *(Resources(named={"lic": n}) for n in (1, 3)))
+    pilot = site.add_pilot()
+    offer = cores(9, named={"lic": 3})
+    (grant,) = pilot.sync(capacity=offer).grants
+    assert grant.job == holds.id
+    rig.clock.advance(limits.RESERVE_AFTER_S)
+    needing(rig, site, Resources(named={"lic": 1}))
+    assert not pilot.sync(capacity=offer, held=[held(grant)]).grants
+    end = pilot.sync(capacity=offer, returned=[JobEpoch(grant.job, grant.epoch)])
+    assert ids(end.grants) == [holds.id]  # it is older
+    rig.cancel(holds)
+    back = pilot.sync(capacity=offer, returned=[JobEpoch(g.job, g.epoch) for g in end.grants])
+    assert ids(back.grants) == [wants.id]

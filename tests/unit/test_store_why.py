@@ -181,3 +181,19 @@ def test_each_site_of_several_is_named(rig: StoreRig, site: SiteRig) -> None:
     assert any("no pilot runs at rome" in r for r in said)
     rig.do(sites.delete_site, rig.user, rome.id)
     assert f"its site {rome.id} was deleted: cancel the job" in ask(rig, job).reasons
+
+
+def test_licences_that_others_have_are_named(rig: StoreRig, site: SiteRig) -> None:
+    offer = cores(4, named={"lic": 3})
+    submitted(site, resources=Resources(named={"lic": 2}))
+    pilot = site.add_pilot()
+    (grant,) = pilot.sync(capacity=offer).grants
+    pilot.sync(capacity=offer, held=[held(grant)])
+    waits = submitted(site, resources=Resources(named={"lic": 2}))
+    assert reason(rig, waits) == "it waits for 2 lic at paris: 2 of 3 are in use by other jobs"
+
+
+def test_nodes_and_gpus_are_named(rig: StoreRig, site: SiteRig) -> None:
+    site.add_pilot().sync(capacity=cores(4, cores=0, gpus=4, nodes=2))
+    job = submitted(site, resources=Resources(cores=2, nodes=2, gpus=0.5))
+    assert "2 of 4 cores on each of 2 nodes of 2, 0.5 of 4 GPUs" in reason(rig, job)

@@ -123,7 +123,24 @@ def job_options(command: F) -> F:
             help="After which outcomes (lost); repeat.",
         ),
         click.option("--retries", type=int, help="How often it may be started again (2)."),
-        click.option("--gpus", type=int, help="GPUs it needs."),
+        click.option(
+            "--warn",
+            "warn_s",
+            type=duration_s,
+            metavar="TIME",
+            help="Signal it so long before its end.",
+        ),
+        click.option(
+            "--needs",
+            "named",
+            multiple=True,
+            metavar="NAME=N",
+            help="Licences and the like; repeat.",
+        ),
+        click.option("--threads", "threads_per_rank", type=int, help="Threads of a rank."),
+        click.option("--ranks", type=int, help="MPI ranks in all (1)."),
+        click.option("--nodes", type=int, help="Nodes it needs (1)."),
+        click.option("--gpus", type=float, help="GPUs it needs on a node; 0.5: half of one."),
         click.option(
             "--wall", "wall_s", type=duration_s, metavar="TIME", help="Time limit: 90, 30m, 2h."
         ),
@@ -145,6 +162,15 @@ def options_of(client: Any, given: dict[str, Any]) -> dict[str, Any]:
     for name in ("tags", "env"):
         if name in options:
             options[name] = dict(pairs(options[name], name))
+    if "named" in options:
+        options["named"] = {name: _count(n) for name, n in pairs(options["named"], "needs")}
     if "parents" in options:
         options["parents"] = [client.job(parent).id for parent in options["parents"]]
     return options
+
+
+def _count(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no number", param_hint="--needs") from None

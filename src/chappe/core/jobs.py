@@ -17,6 +17,7 @@ from chappe.core.errors import Invalid, TooLarge
 from chappe.core.ids import check_id
 
 _TAG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+_RESOURCE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 
 
@@ -46,10 +47,17 @@ class RetryOn(StrEnum):
 class Resources(
     msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False
 ):
-    """What one Job needs. `cores` and `mem_bytes` are per node, `ranks` in all, `gpus` per node.
+    """What one Job needs. `cores`, `mem_bytes` and `gpus` are per node, `ranks` in all.
 
-    `wall_s` is the limit (TERM, then KILL); `estimate_s` the expected wall-clock time, used to prefetch
-    and to decide whether a Job still fits before an allocation ends.
+    `wall_s` is the limit (TERM, then KILL); `estimate_s` the expected wall-clock time, used to prefetch,
+    to decide whether a Job still fits before an allocation ends, and to fill the gaps before a large one.
+    `gpus` is a whole number, or a share of one GPU in hundredths, below 1. `ranks_per_node` 0: as evenly as
+    they go; `threads_per_rank` 0: what the node's cores allow. `named` are countable things of the Site,
+    such as licences.
+
+    `warn_s` before its limit, or before the allocation ends, the Job gets `warn_signal`, to write its
+    checkpoint. Such a Job may start in an allocation in which it cannot end; when its time runs out it
+    is started again, as far as its attempts go.
     """
 
     cores: int = 1
@@ -58,7 +66,45 @@ class Resources(
     estimate_s: float | None = None
     nodes: int = 1
     ranks: int = 1
-    gpus: int = 0
+    gpus: float = 0
+    ranks_per_node: int = 0
+    threads_per_rank: int = 0
+    named: dict[str, int] = {}
+    warn_s: float | None = None
+    warn_signal: str = "USR1"
+
+    def __hash__(self) -> int:
+        # A table has no hash; equality looks at it, and that is what counts.
+        return hash(
+            (self.cores, self.mem_bytes, self.wall_s, self.estimate_s, self.nodes, self.gpus)
+        )
+
+    @property
+    def node_ranks(self) -> int:
+        """How many ranks one node gets at most."""
+        return self.ranks_per_node or -(-self.ranks // self.nodes)
+
+    @property
+    def node_cores(self) -> int:
+        """The cores of one node: what was asked for, and no fewer than its ranks' threads."""
+        return max(self.cores, self.node_ranks * max(1, self.threads_per_rank))
+
+    @property
+    def threads(self) -> int:
+        """The threads of one rank."""
+        return self.threads_per_rank or max(1, self.node_cores // self.node_ranks)
+
+    @property
+    def time_s(self) -> float | None:
+        """How long it is expected to run: its estimate, else its limit; None when nobody knows, or
+        when it writes checkpoints and may be cut short."""
+        if self.warn_s is not None:
+            return None
+        return self.wall_s if self.estimate_s is None else self.estimate_s
+
+
+WARN_SIGNALS = ("USR1", "USR2", "TERM", "INT", "HUP")
+"""The signals that a Job may ask to be warned by."""
 
 
 class Retries(
@@ -108,6 +154,13 @@ class JobSpec(
     def max_attempts(self) -> int:
         """How many starts the signature allows."""
         return 1 + self.retries.max
+
+    @property
+    def restarts(self) -> Retries:
+        """When it is started again: a Job that writes checkpoints also when its time has run out."""
+        if self.resources.warn_s is None or RetryOn.TIMEOUT in self.retries.on:
+            return self.retries
+        return msgspec.structs.replace(self.retries, on=(*self.retries.on, RetryOn.TIMEOUT))
 
 
 class Envelope(
@@ -171,7 +224,7 @@ def check_spec(spec: JobSpec) -> None:
         check_relative(spec.workdir, "workdir")
     # Most Jobs keep the defaults, and a request may hold 10 000.
     if spec.resources != _DEFAULT_RESOURCES:
-        _check_resources(spec.resources)
+        check_resources(spec.resources)
     if spec.retries != _DEFAULT_RETRIES:
         _check_retries(spec.retries)
     _check_times(spec)
@@ -216,17 +269,65 @@ def _check_command(command: tuple[str, ...]) -> None:
         raise Invalid("an argument contains a NUL byte", field="command")
 
 
-def _check_resources(r: Resources) -> None:
+def check_resources(r: Resources) -> None:
+    """Raise Invalid, naming the field, unless a Job can need this."""
     for name, value, low, high in (
         ("cores", r.cores, 1, limits.CORES_MAX),
         ("mem_bytes", r.mem_bytes, 0, 1 << 50),
         ("nodes", r.nodes, 1, 100_000),
         ("ranks", r.ranks, 1, 10_000_000),
         ("gpus", r.gpus, 0, 1_000),
+        ("ranks_per_node", r.ranks_per_node, 0, limits.CORES_MAX),
+        ("threads_per_rank", r.threads_per_rank, 0, limits.CORES_MAX),
     ):
         if not low <= value <= high:
             raise Invalid(f"{name} is {value}, must be {low} to {high}", field=f"resources.{name}")
-    for name, seconds in (("wall_s", r.wall_s), ("estimate_s", r.estimate_s)):
+    if r.ranks_per_node and r.ranks_per_node * r.nodes < r.ranks:
+        raise Invalid(
+            f"{r.nodes} nodes of {r.ranks_per_node} ranks are too few for {r.ranks} ranks",
+            field="resources.ranks_per_node",
+        )
+    if r.node_cores > limits.CORES_MAX:
+        raise Invalid(
+            f"{r.node_ranks} ranks of {r.threads_per_rank} threads are more than "
+            f"{limits.CORES_MAX} cores: take more nodes",
+            field="resources.threads_per_rank",
+        )
+    if r.gpus != round(r.gpus, 2) or (r.gpus > 1 and r.gpus % 1):
+        raise Invalid(
+            f"gpus is {r.gpus:g}, must be a whole number, or a share of one in hundredths: 0.25",
+            field="resources.gpus",
+        )
+    if r.warn_signal not in WARN_SIGNALS:
+        raise Invalid(
+            f"warn_signal must be one of {', '.join(WARN_SIGNALS)}", field="resources.warn_signal"
+        )
+    _check_named(r.named)
+    _check_seconds(r)
+
+
+def _check_named(named: dict[str, int]) -> None:
+    if len(named) > limits.NAMED_PER_JOB:
+        raise TooLarge(f"at most {limits.NAMED_PER_JOB} named resources", field="resources.named")
+    for name, count in named.items():
+        if not _RESOURCE_NAME.fullmatch(name):
+            raise Invalid(
+                f"{name[:60]!r}: a name is a letter, then letters, digits and _ . -",
+                field="resources.named",
+            )
+        if not 1 <= count <= limits.NAMED_MAX:
+            raise Invalid(
+                f"{name} is {count}, must be 1 to {limits.NAMED_MAX}",
+                field=f"resources.named.{name}",
+            )
+
+
+def _check_seconds(r: Resources) -> None:
+    for name, seconds in (
+        ("wall_s", r.wall_s),
+        ("estimate_s", r.estimate_s),
+        ("warn_s", r.warn_s),
+    ):
         if seconds is not None and not 0 < seconds <= limits.WALL_MAX_S:
             raise Invalid(
                 f"{name} is {seconds}, must be above 0 and at most a year (seconds)",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from math import inf
 
 from structlog.types import FilteringBoundLogger
 
 from chappe.link.clock import boottime, now
 from chappe.link.journal import Recovered
+from chappe.pilot import places
 from chappe.pilot.desk import Desk
 from chappe.pilot.holding import Holding, Phase
 from chappe.pilot.holdings import Holdings
@@ -57,7 +57,8 @@ class Adoption:
             self._works.report(end)
         for grant, run in made.running:
             h = await self._begun(grant)
-            self._holdings.adopt(h, Phase.RUNNING, run.at, _cpus(run.pid))
+            began_at = boottime() - max(0.0, now() - run.at)
+            self._holdings.adopt(h, Phase.RUNNING, run.at, places.read(run), began_at)
             self._outbox.add_start(Start(h.job, h.epoch, h.attempt, run.at))
         ended = {e.key: e for e in snapshot.ended} if snapshot is not None else {}
         for grant in (*made.handed, *made.ended):
@@ -99,10 +100,3 @@ class Adoption:
 
     def _claimed(self, grants: list[Grant], requests: dict[str, int]) -> set[str]:
         return {g.job for g in grants if self._preparer.claimed(g.job, g.attempt, requests[g.job])}
-
-
-def _cpus(pid: int) -> set[int]:
-    try:
-        return os.sched_getaffinity(pid)
-    except ProcessLookupError:
-        return set()

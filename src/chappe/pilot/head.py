@@ -94,7 +94,7 @@ class Head:
         self._pool = ThreadPoolExecutor(1, "disk")
         self._preparer = Preparer(session)
         self._desk = Desk(directory, journal, self._preparer)
-        self._holdings = Holdings(placement)
+        self._holdings = Holdings(placement, session.options.named)
         self._outbox = Outbox(journal.numbers.report_no)
         self._uploads = Uploads(hub, self._disk, self._uploaded)
         self._contact = Contact(
@@ -198,7 +198,7 @@ class Head:
             held=self._holdings.held(),
             returned=returned,
             reports=reports,
-            capacity=self._holdings.capacity(self._lifetime.left_s(at)) if asking else None,
+            capacity=self._holdings.capacity(self._lifetime.left_s(at), at) if asking else None,
             hard_end_in_s=self._lifetime.ends_in_s(at),
             have_submissions=self._desk.known,
             # What a predecessor held may begin only after the first answer: that one is not to be held.

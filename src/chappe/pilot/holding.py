@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from enum import IntEnum
+from math import inf
 
 import msgspec
 
+from chappe.core.errors import Invalid
+from chappe.core.jobs import Resources, check_resources
 from chappe.core.leases import Outcome, Reason
+from chappe.core.shapes import gpu_parts
 from chappe.link.journal import End
 from chappe.link.signing import SignatureProblem, VerifiedSubmission
+from chappe.pilot.nodes import Need
 from chappe.pilot.placement import Slot
 from chappe.wire.sync import Grant, HeldJob
 
@@ -26,10 +31,8 @@ class Phase(IntEnum):
     ENDED = 6
 
 
-class _Resources(msgspec.Struct, frozen=True):
-    cores: int = 1
-    mem_bytes: int = 0
-    estimate_s: float | None = None
+class _Resources(Resources, frozen=True, omit_defaults=True, forbid_unknown_fields=False):
+    """As a newer Hub may send them."""
 
 
 class _Needs(msgspec.Struct, frozen=True):
@@ -40,24 +43,29 @@ class _Needs(msgspec.Struct, frozen=True):
     takeover_s: float | None = None
 
 
+KILL_GRACE_S = 10.0
+"""From TERM to KILL at a Job's own limit."""
+
 _needs = msgspec.json.Decoder(_Needs)
 
 
 class Holding:
-    """One grant. `ending` is why it shall not go on, "" while it shall; `slot` its room on the node;
-    `verified` what its submission was found to be; `result` the path of the file it is to leave;
-    `request_no` the request whose answer brought it."""
+    """One grant. `need` is its room; it is expected to run for `time_s` (None: unknown), ends within
+    `limit_s`, and is not begun with less than `least_s` left. `ending` is why it shall not go on, "" while
+    it shall; `slot` its room on its nodes; `verified` what its submission was found to be; `result` the
+    path of the file it is to leave; `request_no` the request whose answer brought it."""
 
     __slots__ = (
         "attempt",
         "claimed",
-        "cores",
         "ending",
         "epoch",
         "estimate_s",
         "idx",
         "job",
-        "mem_bytes",
+        "least_s",
+        "limit_s",
+        "need",
         "needs_parents",
         "order",
         "orphan",
@@ -72,6 +80,7 @@ class Holding:
         "started_at",
         "submission",
         "takeover_s",
+        "time_s",
         "verified",
         "wire",
     )
@@ -100,11 +109,15 @@ class Holding:
         self.wire = HeldJob(grant.job, grant.epoch)
         try:
             needs = _needs.decode(self.spec)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            check_resources(needs.resources)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Invalid):
             needs = _Needs()  # it is refused, with words, when it is looked at before its start
-        self.cores = max(1, needs.resources.cores)
-        self.mem_bytes = max(0, needs.resources.mem_bytes)
-        self.estimate_s = needs.resources.estimate_s
+        r = needs.resources
+        self.need = Need(r.node_cores, r.mem_bytes, gpu_parts(r.gpus), r.nodes)
+        self.estimate_s = r.estimate_s
+        self.time_s = r.time_s
+        self.limit_s = inf if r.wall_s is None else r.wall_s + KILL_GRACE_S
+        self.least_s = r.time_s or (2 * r.warn_s if r.warn_s else 0.0)
         self.needs_parents = bool(needs.parents)
         self.takeover_s = needs.takeover_s
 

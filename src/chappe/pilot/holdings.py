@@ -17,21 +17,32 @@ No clock, no I/O: methods take what happened and the time (CLOCK_BOOTTIME second
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import inf
 
 from chappe.core import limits
-from chappe.core.shapes import Capacity
+from chappe.core.shapes import Capacity, NodeRoom
 from chappe.link.journal import End
 from chappe.pilot.holding import Holding, Phase
+from chappe.pilot.nodes import Need
 from chappe.pilot.pacing import STALE_S, Estimate, prefetch
-from chappe.pilot.placement import Line, Placement, Slot
+from chappe.pilot.placement import Line, Place, Placement, Slot
 from chappe.wire.sync import Grant, HeldJob, JobEpoch
+
+KEEP_S = 300.0
+"""So long room is gathered for a Job when nobody can say how long it will take."""
+
+KEEP_NONE_S = 30.0
+"""After that, so long other pilots have the chance to take it."""
+
+_BEHIND_MOST = 256
+_NO_ROOM = (NodeRoom(1, 0, 0),)
 
 
 class Holdings:
     """All that one Session holds on this node."""
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, named: Mapping[str, int] | None = None) -> None:
         self.placement = placement
         self.estimate = Estimate()
         self._held: dict[str, Holding] = {}
@@ -49,6 +60,10 @@ class Holdings:
         self._ahead_mem_bytes = 0
         self._stalled_at: float | None = None  # since when those that wait have waited in vain
         self._stalled = False
+        self._kept: Holding | None = None  # the first in line, for which room is gathered
+        self._kept_at = 0.0
+        self._keep_none_until = 0.0
+        self._named = dict(named or {})
 
     def __len__(self) -> int:
         return len(self._held)
@@ -86,7 +101,7 @@ class Holdings:
                 message = f"it still runs here, granted under epoch {old.epoch}"
                 refusals.append(h.refusal("replayed", message, at))
                 continue
-            if not self.placement.fits_ever(h.cores, h.mem_bytes):
+            if not self.placement.fits_ever(h.need):
                 refusals.append(h.refusal("too_large", self._too_large(h), at))
                 continue
             if old is not None:
@@ -131,18 +146,19 @@ class Holdings:
         if h.phase < Phase.PREPARING:
             self._count(h, -1)
         self._leave(h)
+        self._let_go(h)
         h.phase = Phase.ENDED
         h.spec = b""
         self._takeover.pop(h.job, None)
         if self._held.get(h.job) is h:
             del self._held[h.job]
 
-    def give_back_unstarted(self) -> list[Holding]:
-        """Return everything that has no claim and is not being prepared (drain, stale work). What has a
-        claim and no process cannot go back: it is given to the caller, to report its end."""
+    def give_back_unstarted(self, spare: Holding | None = None) -> list[Holding]:
+        """Return everything that has no claim and is not being prepared (drain, stale work), except
+        `spare`. What has a claim and no process cannot go back: the caller gets it, to report its end."""
         claimed = []
         for h in list(self._held.values()):
-            if h.phase > Phase.WAITING:
+            if h.phase > Phase.WAITING or h is spare:
                 continue
             if h.claimed:
                 claimed.append(h)
@@ -229,58 +245,135 @@ class Holdings:
         """Until when `h` may be started."""
         return self.contact(h) + limits.START_WITHIN_S
 
-    def capacity(self, left_s: float | None) -> Capacity:
-        """What the Hub may grant: what is free and not spoken for, and two seconds of work beyond."""
+    def capacity(self, left_s: float | None, now: float = 0.0) -> Capacity:
+        """What the Hub may grant: what is free and not spoken for, and two seconds of work beyond. While
+        room is gathered for a large Job, what of it others may use meanwhile."""
         p = self.placement
-        each = self._ahead_cores / self._ahead if self._ahead else 1.0
-        wanted = 0 if self._stalled else prefetch(self._expected_s(), p.node_cores, each)
+        ahead, cores, mem = self._ahead, self._ahead_cores, self._ahead_mem_bytes
+        if self._kept is not None:
+            need = self._kept.need
+            ahead -= 1
+            cores -= need.cores * need.nodes
+            mem -= need.mem_bytes * need.nodes
+        each = cores / ahead if ahead else 1.0
+        unhurried = self._stalled or self._kept is not None
+        wanted = 0 if unhurried else prefetch(self._expected_s(), p.node_cores * len(p.nodes), each)
+        plain = self._kept is None and len(p.nodes) == 1 and not p.node_gpus
         return Capacity(
-            cores=max(0, p.free_cores - self._ahead_cores),
-            mem_bytes=max(0, p.free_mem_bytes - self._ahead_mem_bytes),
+            cores=max(0, p.free_cores - cores),
+            mem_bytes=max(0, p.free_mem_bytes - mem),
             node_cores=p.node_cores,
             node_mem_bytes=p.node_mem_bytes,
-            prefetch=max(0, min(wanted, limits.HELD_PER_SESSION - len(self._held)) - self._ahead),
+            prefetch=max(0, min(wanted, limits.HELD_PER_SESSION - len(self._held)) - ahead),
+            gpus=p.node_gpus,
             left_s=left_s,
+            nodes=len(p.nodes),
+            rooms=() if plain else p.rooms(now, cores, mem) or _NO_ROOM,
+            reserve=self._kept is None and now >= self._keep_none_until,
+            named=self._named,
         )
 
     # --- starting
 
-    def pick(self, now: float, most: int) -> list[Holding]:
-        """Take those that can start now, in order, with their slots; lapsed grants go back."""
+    def pick(self, now: float, most: int, left_s: float | None = None) -> list[Holding]:
+        """Take those that can start now, in order, with their slots; lapsed grants go back, and so does
+        what cannot end in the `left_s` that the allocation has."""
         picked: list[Holding] = []
         while len(picked) < most and (h := self._line.peek()) is not None:
             if h.phase is not Phase.WAITING:
                 self._line.pop()  # dropped or returned since it joined
                 continue
-            if now > self.start_by(h):
+            if self._lapsed(h, now, left_s):
                 if h.claimed:
                     break  # it cannot go back; the next contact renews it
                 self._line.pop()
                 self.give_back(h)
                 continue
-            slot = self._room(h)
+            slot = self._room(h, now, first=True)
             if slot is None:
                 self._stalled_at = now if self._stalled_at is None else self._stalled_at
+                self._gather(h, now)
+                if self._kept is not None:
+                    picked += self._pick_behind(now, most - len(picked), left_s)
                 break
             self._line.pop()
-            h.phase, h.slot = Phase.PREPARING, slot
-            self._count(h, -1)
-            picked.append(h)
+            picked.append(self._begin(h, slot))
         if picked or not self._line:
             self._stalled_at, self._stalled = None, False
         return picked
 
+    def _pick_behind(self, now: float, most: int, left_s: float | None) -> list[Holding]:
+        """Those behind the first that do not keep it waiting."""
+        picked: list[Holding] = []
+        in_vain: set[tuple[Need, float | None]] = set()
+        for h in self._line.behind(_BEHIND_MOST):
+            kind = (h.need, h.time_s)
+            if len(picked) == most:
+                break
+            if h.phase is not Phase.WAITING or kind in in_vain or self._lapsed(h, now, left_s):
+                continue
+            slot = self._room(h, now, first=False)
+            if slot is None:
+                in_vain.add(kind)
+                continue
+            self._line.remove(h)
+            picked.append(self._begin(h, slot))
+        return picked
+
+    def _begin(self, h: Holding, slot: Slot) -> Holding:
+        self._let_go(h)
+        h.phase, h.slot = Phase.PREPARING, slot
+        self._count(h, -1)
+        return h
+
+    def _lapsed(self, h: Holding, now: float, left_s: float | None) -> bool:
+        if now > self.start_by(h):
+            return True
+        return left_s is not None and h.least_s > left_s and not h.claimed
+
+    def _gather(self, h: Holding, now: float) -> None:
+        """Gather room for the first in line. With nothing free there is nothing to gather: then the
+        order is strict, and it may find room with another pilot."""
+        if self._kept is not h:
+            if self._kept is not None:
+                self._let_go(self._kept)
+            if self.placement.free_cores > 0 and now >= self._keep_none_until:
+                self.placement.reserve(h.need, now)
+                self._kept, self._kept_at = h, now
+        elif self.placement.reservation is None:
+            self.placement.reserve(h.need, now)  # a node of it was lost
+
+    def _let_go(self, h: Holding) -> None:
+        if self._kept is h:
+            self._kept = None
+            self.placement.unreserve()
+
     def stale_at(self) -> float | None:
         """When those that wait will have waited too long; None when nobody waits in vain."""
-        return None if self._stalled_at is None else self._stalled_at + STALE_S
+        times = []
+        if self._stalled_at is not None:
+            times.append(self._stalled_at + STALE_S)
+        if self._kept is not None:
+            times.append(self._kept_at + KEEP_S)
+        return min(times, default=None)
 
     def return_stale(self, now: float) -> bool:
-        """Hand back what could not begin for so long: another pilot may have room. Whether there was any."""
+        """Hand back what could not begin for so long: another pilot may have room. Whether there was any.
+
+        The Job for which room is gathered stays for longer, and for as long as its time is known."""
+        if self._kept is not None and now >= self._kept_at + KEEP_S:
+            kept, self._kept_at = self._kept, now
+            reservation = self.placement.reservation
+            if reservation is None or reservation.begins_at(now) == inf:
+                self._keep_none_until = now + KEEP_NONE_S
+                self.give_back(kept)
+                return True
         if self._stalled_at is None or now < self._stalled_at + STALE_S:
             return False
         self._stalled_at, self._stalled = None, True
-        self.give_back_unstarted()
-        return bool(self._returning)
+        before = len(self._returning)
+        self.give_back_unstarted(self._kept)
+        return len(self._returning) > before
 
     def again(self, held: Sequence[Holding]) -> None:
         """These were picked and not started: they wait again, in this order, before their equals."""
@@ -305,6 +398,7 @@ class Holdings:
         if h.phase < Phase.PREPARING:
             self._count(h, -1)
         self._leave(h)
+        self._let_go(h)
         if h.phase is Phase.RUNNING and end.outcome.usage is not None:
             self.estimate.ended(end.outcome.usage.wall_s)
         h.phase = Phase.ENDED
@@ -328,14 +422,20 @@ class Holdings:
         h: Holding,
         phase: Phase,
         started_at: float | None = None,
-        cpus: Collection[int] = (),
+        places: Sequence[Place] = (),
+        began_at: float | None = None,
     ) -> None:
-        """Take over a holding of the head before us that has begun; what runs takes its room."""
+        """Take over a holding of the head before us that has begun; what runs takes its room, at `places`
+        as far as they are known, since `began_at` (CLOCK_BOOTTIME)."""
         self._order += 1
         h.order = self._order
         h.claim()
         if phase is Phase.RUNNING:
-            h.slot = self.placement.occupy(h.cores, h.mem_bytes, cpus)
+            ends_at = limit_at = inf
+            if began_at is not None:
+                ends_at = began_at + (inf if h.time_s is None else h.time_s)
+                limit_at = began_at + h.limit_s
+            h.slot = self.placement.occupy(h.need, places, ends_at, limit_at)
         h.phase, h.started_at = phase, started_at
         self._held[h.job] = h
         if h.takeover_s is not None:
@@ -349,14 +449,15 @@ class Holdings:
         first = self._line.peek()
         return None if first is None else first.estimate_s
 
-    def _room(self, h: Holding) -> Slot | None:
-        slot = self.placement.take(h.cores, h.mem_bytes)
+    def _room(self, h: Holding, now: float, *, first: bool) -> Slot | None:
+        time_s = inf if h.time_s is None else h.time_s
+        slot = self.placement.take(h.need, now, time_s, h.limit_s, first=first)
         if slot is not None:
             return slot
         expected = self.estimate.known_s
         if expected is not None and h.estimate_s is not None:
             expected = max(expected, h.estimate_s)
-        return self.placement.share(h.cores, h.mem_bytes, expected)
+        return self.placement.share(h.need, expected, h.limit_s)
 
     def _wait(self, h: Holding) -> None:
         h.phase = Phase.WAITING
@@ -365,8 +466,9 @@ class Holdings:
     def _too_large(self, h: Holding) -> str:
         p = self.placement
         return (
-            f"it needs {h.cores} cores and {h.mem_bytes} bytes of memory, "
-            f"and this node has {p.node_cores} and {p.node_mem_bytes}"
+            f"it needs {h.need.nodes} nodes of {h.need.cores} cores, {h.need.gpus / 100:g} GPUs and "
+            f"{h.need.mem_bytes} bytes of memory, and there are {len(p.nodes)} of {p.node_cores}, "
+            f"{p.node_gpus} and {p.node_mem_bytes}"
         )
 
     def _leave(self, h: Holding) -> None:
@@ -376,5 +478,5 @@ class Holdings:
 
     def _count(self, h: Holding, by: int) -> None:
         self._ahead += by
-        self._ahead_cores += by * h.cores
-        self._ahead_mem_bytes += by * h.mem_bytes
+        self._ahead_cores += by * h.need.cores * h.need.nodes
+        self._ahead_mem_bytes += by * h.need.mem_bytes * h.need.nodes

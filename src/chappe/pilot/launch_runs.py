@@ -120,9 +120,18 @@ class Runs:
                 late.append((run, "takeover", 0.0))
             elif run.kill_at <= now:
                 late.append((run, run.reason or "timeout", 0.0))
-            else:
+            elif run.wall_at <= now:
                 late.append((run, "timeout", run.task.grace_s))
+            else:
+                self._warn(run)
         self._end(late)
+
+    def _warn(self, run: Run) -> None:
+        """Its time is nearly up: let it write its checkpoint."""
+        run.warn_at = inf
+        run.warned = True
+        kill_group(run.pid, run.task.warn_signal)
+        self._watch(run)
 
     def watch_all(self) -> None:
         """Enter every run's deadline into `deadlines`, which was cleared."""
@@ -155,9 +164,10 @@ class Runs:
                 continue
             run.reason = run.reason or reason
             if grace_s <= 0:
-                run.takeover_at = run.wall_at = run.kill_at = inf
+                run.takeover_at = run.wall_at = run.kill_at = run.warn_at = inf
                 kill_group(run.pid, signal.SIGKILL)
                 continue
+            run.warn_at = inf
             if reason == "timeout":
                 run.wall_at = inf
             kill_group(run.pid, signal.SIGTERM)

@@ -34,6 +34,10 @@ RECORDS_PER_FRAME = 256
 """So many ends with full tails stay under the frame limit, whatever bytes they hold."""
 
 
+_OUT_OF_TIME = ("exit", "signal", "allocation_end")
+"""How a run may end whose time is up, and which was told so."""
+
+
 class Run:
     """A task that was started. Times `*_at` are CLOCK_BOOTTIME seconds, infinity for never."""
 
@@ -47,15 +51,22 @@ class Run:
         "takeover_at",
         "task",
         "wall_at",
+        "warn_at",
+        "warned",
         "watched_at",
     )
 
     def __init__(self, task: Task, pid: int, at: float, now: float) -> None:
         self.task = task
-        self.started = Started(task.job, task.epoch, task.attempt, pid, at)
+        self.started = Started(task.job, task.epoch, task.attempt, pid, at, task.place)
         self.began_at = now
         self.wall_at = inf if task.wall_limit_s is None else now + task.wall_limit_s
         self.takeover_at = inf if task.takeover_deadline is None else task.takeover_deadline
+        self.warn_at = inf
+        if task.warn_s is not None:
+            ends_at = inf if task.ends_at is None else task.ends_at
+            self.warn_at = min(self.wall_at, ends_at) - task.warn_s
+        self.warned = False
         self.kill_at = inf  # when SIGTERM becomes SIGKILL
         self.reason: KillReason | None = None  # why it is being ended; the first reason stays
         self.exit: Exit | None = None  # set once the main process ended; others are being killed
@@ -72,7 +83,7 @@ class Run:
         """When it next wants attention."""
         if self.exit is not None:
             return self.give_up_at
-        return min(self.wall_at, self.takeover_at, self.kill_at)
+        return min(self.wall_at, self.takeover_at, self.kill_at, self.warn_at)
 
 
 class Table:
@@ -193,6 +204,8 @@ class Table:
             raise ValueError(f"{run.task.key} still runs")
         code = os.waitstatus_to_exitcode(run.exit.status)
         reason: EndReason = run.reason or ("exit" if code >= 0 else "signal")
+        if run.warned and code != 0 and reason in _OUT_OF_TIME:
+            reason = "timeout"
         usage = run.exit.usage
         task = run.task
         del self.runs[task.key]

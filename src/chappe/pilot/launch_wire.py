@@ -57,6 +57,10 @@ class Task(msgspec.Struct, array_like=True, gc=False):
 
     `lane`: tasks of one lane > 0 run one at a time, in order, without asking the head in between; lane 0 is
     started at once.
+
+    With `warn_s` it gets `warn_signal` so long before its limit, or before `ends_at` (CLOCK_BOOTTIME), when
+    the allocation ends its runs. `place` is the head's own note of where it put the task: `Started` gives
+    it back to a restarted one.
     """
 
     job: str
@@ -75,6 +79,10 @@ class Task(msgspec.Struct, array_like=True, gc=False):
     takeover_deadline: float | None = None
     tail_bytes: int = 0
     lane: int = 0
+    warn_s: float | None = None
+    warn_signal: int = 0
+    ends_at: float | None = None
+    place: str = ""
 
     @property
     def key(self) -> Key:
@@ -147,6 +155,7 @@ class Started(msgspec.Struct, frozen=True, array_like=True, gc=False):
     attempt: int
     pid: int
     at: float
+    place: str = ""
 
     @property
     def key(self) -> Key:

@@ -37,6 +37,11 @@ class Lifetime:
         """From TERM to KILL when the allocation ends."""
         return self._options.drain_s / 2
 
+    @property
+    def jobs_end_at(self) -> float | None:
+        """When what runs is ended, because the allocation is; None for never."""
+        return None if self._jobs_end_at == inf else self._jobs_end_at
+
     def sigterm(self, now: float) -> None:
         """The scheduler (or a person) wants the allocation to end."""
         if self.draining and self._options.kill_s == 0:

@@ -24,10 +24,12 @@ from chappe.link.faults import arm_from_env
 from chappe.link.http import HubClient
 from chappe.link.journal import FILE
 from chappe.pilot import session as sessions
+from chappe.pilot import topology
 from chappe.pilot.head import EXIT_AGAIN, Head
 from chappe.pilot.journal import open_journal
 from chappe.pilot.lifetime import Lifetime
 from chappe.pilot.log import LogFile, open_log
+from chappe.pilot.nodes import Node
 from chappe.pilot.placement import Placement
 from chappe.pilot.procs import become_subreaper
 from chappe.pilot.session import Options, Session
@@ -76,7 +78,12 @@ async def _run(
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGTERM, head.sigterm)
             loop.set_exception_handler(lambda _, context: _broken(head, log, context))
-            log.info("begin", cores=placement.node_cores, mem_bytes=placement.node_mem_bytes)
+            log.info(
+                "begin",
+                cores=placement.node_cores,
+                mem_bytes=placement.node_mem_bytes,
+                gpus=placement.node_gpus,
+            )
             return await head.run()
     except Exception as e:
         log.exception("died", error=str(e), exc_info=not isinstance(e, ChappeError | OSError))
@@ -94,15 +101,22 @@ def _broken(head: Head, log: FilteringBoundLogger, context: dict[str, Any]) -> N
 
 
 def _placement(options: Options) -> Placement:
-    """The node as this process may use it, and as the Site's owner limits it."""
-    cpus = sorted(os.sched_getaffinity(0))
+    """The node as this process may use it, and as the Site's owner limits it. Raises TopologyProblem."""
+    # Lanes are numbered from the present: none is ever used by two heads.
+    return Placement([_node(options)], first_lane=int(boottime() * 1e6) + 1)
+
+
+def _node(options: Options) -> Node:
+    if options.topology:
+        found = topology.load(Path(options.topology))
+    else:
+        found = topology.read(os.sched_getaffinity(0), os.environ)
     if options.cores:
-        cpus = cpus[: options.cores]
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        found = topology.limit(found, options.cores)
+    memory = found.mem_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if options.mem_bytes:
         memory = min(memory, options.mem_bytes)
-    # Lanes are numbered from the present: none is ever used by two heads.
-    return Placement(cpus, memory, options.slots or None, first_lane=int(boottime() * 1e6) + 1)
+    return Node(found, memory, options.slots or None)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Where Jobs run on this node: cores with affinity, memory, and the order of those that wait.
+"""Where Jobs run: nodes, the slots taken of them, and the order of those that wait.
 
-The order is strict: higher priority first, and first granted first among equals. When the first Job does
-not fit, it waits and so does everything behind it: smaller Jobs that overtook it would keep it waiting for
-ever. What that costs (cores idle while a large Job waits for more) is bounded by the prefetch: the Hub
-offers work that fits what is free, and what waits too long here goes back to it.
+The order is by priority, first granted first among equals. When the first Job does not fit, it gets a
+*reservation*: the nodes where it will have room the soonest, by the estimates and limits of what runs
+there. Those behind it may overtake it only where they cannot keep it waiting: on other nodes, in what the
+first will not need, or for less time than it has to wait. Its nodes are chosen once; so however many
+small Jobs arrive, it begins no later than the estimates said at that moment, if they held. What runs
+longer than anybody said counts as endless, and then nothing more is let in before it.
 
 A *slot* is room taken for one running Job. Short Jobs of the same size may queue up behind the one that
 runs in a slot (the launcher's lanes): at 2 000 Jobs per second the way to the head and back would cost
@@ -13,9 +15,14 @@ more than the Jobs. Pure: no clock, no I/O.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from math import inf
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from chappe.core import limits
+from chappe.core.shapes import NodeRoom
+from chappe.pilot.nodes import Need, Node, Share
 
 LANE_S = 0.05
 """How much work (seconds, estimated) may queue up behind the Job that runs in a slot."""
@@ -25,74 +32,139 @@ LANE_MOST = 48
 
 
 class Slot:
-    """Room for one running Job. `cpus` is empty without affinity; `jobs` counts who shares it in turn;
-    `turned_at` is when one of them last began or ended (whoever hears of it says so)."""
+    """Room for one running Job. `jobs` counts who shares it in turn; `turned_at` is when one of them last
+    began or ended (whoever hears of it says so)."""
 
-    __slots__ = ("cores", "cpus", "jobs", "lane", "mem_bytes", "turned_at")
+    __slots__ = ("ends_at", "jobs", "lane", "limit_at", "need", "shares", "turned_at")
 
-    def __init__(self, lane: int, cores: int, mem_bytes: int, cpus: list[int]) -> None:
+    def __init__(
+        self, lane: int, need: Need, shares: list[Share], ends_at: float, limit_at: float
+    ) -> None:
         self.lane = lane
-        self.cores = cores
-        self.mem_bytes = mem_bytes
-        self.cpus = cpus
+        self.need = need
+        self.shares = shares
+        self.ends_at = ends_at
+        self.limit_at = limit_at
         self.jobs = 1
         self.turned_at = inf
 
+    @property
+    def node(self) -> Node:
+        """Where its process is; ranks on further nodes are started from there."""
+        return self.shares[0].node
+
+    @property
+    def cpus(self) -> list[int]:
+        """The CPUs of its process, empty without affinity."""
+        return self.shares[0].cpus
+
+
+class Place(NamedTuple):
+    """Where a Job that runs already was placed, as far as it is known."""
+
+    node: str
+    cpus: Collection[int] = ()
+    gpus: Mapping[str, int] = {}
+
+
+class Reservation(NamedTuple):
+    """Room that is being gathered for a Job of this need, on these nodes."""
+
+    need: Need
+    nodes: frozenset[Node]
+
+    def begins_at(self, now: float) -> float:
+        """When all of it will be there; infinity when nobody can say."""
+        return max(node.free_at(self.need, now) for node in self.nodes)
+
 
 class Placement:
-    """The cores and memory of one node, and the slots taken of them.
+    """Nodes, all alike as far as the Hub is told, and the slots taken of them."""
 
-    `cpus` are the ids this process may use. With `slots` the node counts as that many cores, whatever it
-    has, and Jobs get no CPUs of their own: the user asked to share them.
-    """
-
-    def __init__(
-        self, cpus: Sequence[int], mem_bytes: int, slots: int | None = None, first_lane: int = 1
-    ) -> None:
-        self.node_cores = len(cpus) if slots is None else slots
-        self.node_mem_bytes = mem_bytes
-        self.free_cores = self.node_cores
-        self.free_mem_bytes = mem_bytes
-        self._affinity = slots is None
-        self._cpus = sorted(cpus) if self._affinity else []
+    def __init__(self, nodes: Sequence[Node], first_lane: int = 1) -> None:
+        self.nodes = nodes
         # Never used twice: a restarted head must not queue a Job behind one that its predecessor left there.
         self._lane = first_lane
-        self._open: dict[tuple[int, int], dict[int, Slot]] = {}
+        self._open: dict[Need, dict[int, Slot]] = {}
         self._filling = False
+        self._kept: Reservation | None = None
         self.shared = 0
         """Jobs that wait behind another in a slot."""
 
-    def fits_ever(self, cores: int, mem_bytes: int) -> bool:
-        """Whether an empty node has this much."""
-        return cores <= self.node_cores and mem_bytes <= self.node_mem_bytes
+    @property
+    def node_cores(self) -> int:
+        """The cores of the largest node."""
+        return max(node.cores for node in self.nodes)
 
-    def take(self, cores: int, mem_bytes: int) -> Slot | None:
-        """Room for a Job, or None when there is not enough now."""
-        if cores > self.free_cores or mem_bytes > self.free_mem_bytes:
-            return None
-        # After `occupy` there may be fewer CPUs on record than cores; such a Job goes without its own.
-        cpus = self._cpus[:cores] if self._affinity and len(self._cpus) >= cores else []
-        return self._occupy(cores, mem_bytes, cpus)
+    @property
+    def node_mem_bytes(self) -> int:
+        """The memory of the largest node."""
+        return max(node.mem_bytes for node in self.nodes)
 
-    def share(self, cores: int, mem_bytes: int, estimate_s: float | None) -> Slot | None:
+    @property
+    def node_gpus(self) -> int:
+        """The GPUs of the node that has most."""
+        return max(node.gpus for node in self.nodes)
+
+    @property
+    def free_cores(self) -> int:
+        """Cores that are free now, wherever."""
+        return sum(node.free_cores for node in self.nodes if node.up)
+
+    @property
+    def free_mem_bytes(self) -> int:
+        """Memory that is free now, wherever."""
+        return sum(node.free_mem_bytes for node in self.nodes if node.up)
+
+    def fits_ever(self, need: Need) -> bool:
+        """Whether there is this much when everything is free, on nodes that may come back."""
+        return sum(node.fits_ever(need) for node in self.nodes) >= need.nodes
+
+    def take(
+        self,
+        need: Need,
+        now: float = 0.0,
+        time_s: float = inf,
+        limit_s: float = inf,
+        *,
+        first: bool = False,
+    ) -> Slot | None:
+        """Room for a Job, expected to run for `time_s` and at most for `limit_s`; None when there is not
+        enough now, or what there is was reserved for another and this is not the `first` in line."""
+        chosen: list[Node] = []
+        for node in self.nodes:
+            if node.fits(need) and (first or self._may_use(node, need, now, time_s)):
+                chosen.append(node)
+                if len(chosen) == need.nodes:
+                    return self._take(chosen, need, now + time_s, now + limit_s)
+        return None
+
+    def share(
+        self, need: Need, estimate_s: float | None, limit_s: float | None = None
+    ) -> Slot | None:
         """A place behind a running Job of the same size, when Jobs are expected to be short.
 
         Slots are filled up when one of them is half empty, and then to the brim: that makes few large
-        batches of many small ones.
+        batches of many small ones. Where room is being gathered nobody queues up.
         """
-        if estimate_s is None or estimate_s >= LANE_S:
+        if estimate_s is None or estimate_s >= LANE_S or need.nodes > 1:
             return None
         most = min(LANE_MOST, 1 + int(LANE_S / max(estimate_s, 1e-4)))
-        slots = self._open.get((cores, mem_bytes))
+        slots: Collection[Slot] = self._open.get(need, {}).values()
+        if self._kept is not None:
+            slots = [slot for slot in slots if slot.node not in self._kept.nodes]
         if not slots:
             return None
-        slot = min(slots.values(), key=_jobs)
+        slot = min(slots, key=_jobs)
         if slot.jobs >= (most if self._filling else max(1, most // 2)):
             self._filling = False
             return None
         self._filling = True
         slot.jobs += 1
         self.shared += 1
+        slot.ends_at += estimate_s
+        slot.limit_at += inf if limit_s is None else limit_s
+        slot.node.expect(slot.lane, slot.ends_at, slot.limit_at)
         return slot
 
     def leave(self, slot: Slot) -> None:
@@ -101,36 +173,141 @@ class Placement:
         if slot.jobs > 0:
             self.shared -= 1
             return
-        self.free_cores += slot.cores
-        self.free_mem_bytes += slot.mem_bytes
-        size = (slot.cores, slot.mem_bytes)
-        del self._open[size][slot.lane]
-        if not self._open[size]:
-            del self._open[size]
-        if slot.cpus:
-            self._cpus = sorted(self._cpus + slot.cpus)
+        for share in slot.shares:
+            share.node.leave(share, slot.need, slot.lane)
+        del self._open[slot.need][slot.lane]
+        if not self._open[slot.need]:
+            del self._open[slot.need]
 
-    def occupy(self, cores: int, mem_bytes: int, cpus: Collection[int] = ()) -> Slot:
-        """Room for a Job that runs already (found after a restart), on `cpus` as far as they are known.
+    def occupy(
+        self,
+        need: Need,
+        places: Sequence[Place] = (),
+        ends_at: float = inf,
+        limit_at: float = inf,
+    ) -> Slot:
+        """Room for a Job that runs already (found after a restart), where it is known to be.
 
         It may take more than there is: then nothing new starts until enough has ended.
         """
-        own = [cpu for cpu in self._cpus if cpu in cpus] if len(cpus) == cores else []
-        return self._occupy(cores, mem_bytes, own)
+        by_name = {node.name: node for node in self.nodes}
+        shares = []
+        for place in places or (Place(self.nodes[0].name),):
+            node = by_name.get(place.node, self.nodes[0])
+            gpus = dict(place.gpus)
+            shares.append(node.occupy(need, self._lane, place.cpus, gpus, ends_at, limit_at))
+        return self._slot(need, shares, ends_at, limit_at)
 
-    def _occupy(self, cores: int, mem_bytes: int, cpus: list[int]) -> Slot:
-        self.free_cores -= cores
-        self.free_mem_bytes -= mem_bytes
-        if cpus:
-            self._cpus = [cpu for cpu in self._cpus if cpu not in cpus]
-        slot = Slot(self._lane, cores, mem_bytes, cpus)
+    # --- room for a large Job
+
+    def reserve(self, need: Need, now: float) -> None:
+        """Gather room for a Job of this need, where there will be enough the soonest."""
+        able = [node for node in self.nodes if node.fits_ever(need)]
+        able.sort(key=lambda node: (node.free_at(need, now), -node.free_cores))
+        if len(able) >= need.nodes:
+            self._kept = Reservation(need, frozenset(able[: need.nodes]))
+
+    def unreserve(self) -> None:
+        """Gather no more."""
+        self._kept = None
+
+    @property
+    def reservation(self) -> Reservation | None:
+        """What room is being gathered."""
+        return self._kept
+
+    def rooms(self, now: float, cores: int = 0, mem_bytes: int = 0) -> tuple[NodeRoom, ...]:
+        """What is free, for the Hub, without the first so many cores and bytes, which are spoken for."""
+        left_s, begins_at = 0.0, inf
+        if self._kept is not None:
+            begins_at = self._kept.begins_at(now)
+            left_s = 0.0 if begins_at == inf else begins_at - now
+        offers: list[NodeRoom] = []
+        for node in self.nodes:
+            if not node.up or node.free_cores <= 0:
+                continue
+            free = tuple(sorted(node.free_gpus.values(), reverse=True))
+            offer = NodeRoom(1, node.free_cores, max(0, node.free_mem_bytes), free)
+            taken = min(cores, offer.cores), min(mem_bytes, offer.mem_bytes)
+            cores, mem_bytes = cores - taken[0], mem_bytes - taken[1]
+            if self._kept is None or node not in self._kept.nodes:
+                offers.append(_without(offer, *taken))
+                continue
+            spare = self._spare(node, self._kept, begins_at, now)
+            offers.append(_without(spare, *taken))
+            if left_s > 0:
+                rest = _without(offer, spare.cores + taken[0], spare.mem_bytes + taken[1])
+                gpus = () if spare.gpus else rest.gpus
+                offers.append(NodeRoom(1, rest.cores, rest.mem_bytes, gpus, left_s))
+        return _together(offer for offer in offers if offer.cores > 0)
+
+    def _spare(self, node: Node, kept: Reservation, at: float, now: float) -> NodeRoom:
+        if at == inf:
+            return NodeRoom(0, 0, 0)
+        return node.spare(kept.need, at, now)
+
+    def _may_use(self, node: Node, need: Need, now: float, time_s: float) -> bool:
+        """Whether a Job on this node leaves the reservation as early as it is."""
+        kept = self._kept
+        if kept is None or node not in kept.nodes:
+            return True
+        at = kept.begins_at(now)
+        if at == inf:
+            return False
+        if now + time_s <= at:
+            return True
+        spare = node.spare(kept.need, at, now)
+        return (
+            need.cores <= spare.cores
+            and need.mem_bytes <= spare.mem_bytes
+            and (need.gpus == 0 or kept.need.gpus == 0)
+        )
+
+    # --- inside
+
+    def _take(self, nodes: Sequence[Node], need: Need, ends_at: float, limit_at: float) -> Slot:
+        shares = [node.take(need, self._lane, ends_at, limit_at) for node in nodes]
+        return self._slot(need, shares, ends_at, limit_at)
+
+    def _slot(self, need: Need, shares: list[Share], ends_at: float, limit_at: float) -> Slot:
+        slot = Slot(self._lane, need, shares, ends_at, limit_at)
         self._lane += 1
-        self._open.setdefault((cores, mem_bytes), {})[slot.lane] = slot
+        self._open.setdefault(need, {})[slot.lane] = slot
         return slot
 
 
 def _jobs(slot: Slot) -> int:
     return slot.jobs
+
+
+def _without(room: NodeRoom, cores: int, mem_bytes: int) -> NodeRoom:
+    return NodeRoom(
+        room.count,
+        max(0, room.cores - cores),
+        max(0, room.mem_bytes - mem_bytes),
+        room.gpus,
+        room.within_s,
+    )
+
+
+def _together(offers: Iterator[NodeRoom]) -> tuple[NodeRoom, ...]:
+    """Those that are alike as one; the largest of very many."""
+    alike = groupby(sorted(offers, key=_size, reverse=True), key=_size)
+    rooms = []
+    for _, group in alike:
+        same = list(group)
+        rooms.append(NodeRoom(len(same), *_fields(same[0])))
+    # The smallest first: what is begun is filled up before a whole node is broken.
+    return tuple(reversed(rooms[: limits.ROOMS_PER_SYNC]))
+
+
+def _size(room: NodeRoom) -> tuple[int, int, tuple[int, ...], float]:
+    within_s = inf if room.within_s is None else room.within_s
+    return (room.cores, room.mem_bytes, room.gpus, within_s)
+
+
+def _fields(room: NodeRoom) -> tuple[int, int, tuple[int, ...], float | None]:
+    return (room.cores, room.mem_bytes, room.gpus, room.within_s)
 
 
 class Prioritized(Protocol):
@@ -176,6 +353,23 @@ class Line(Generic[T]):
             del self._queues[self._first]
             self._first = max(self._queues, default=None)
         return item
+
+    def behind(self, most: int) -> list[T]:
+        """Those behind the first, in order, at most so many."""
+        found: list[T] = []
+        for priority in sorted(self._queues, reverse=True):
+            found += islice(self._queues[priority], most + 1 - len(found))
+            if len(found) > most:
+                break
+        return found[1:]
+
+    def remove(self, item: T) -> None:
+        """Let somebody leave who is not the first. Raises ValueError when it does not wait."""
+        queue = self._queues[item.priority]
+        queue.remove(item)
+        if not queue:
+            del self._queues[item.priority]
+            self._first = max(self._queues, default=None)
 
     def _queue(self, priority: int) -> deque[T]:
         queue = self._queues.get(priority)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ import msgspec
 from chappe.core import limits
 from chappe.core.errors import ChappeError, Invalid
 from chappe.core.faults import reach
-from chappe.core.jobs import JobSpec
+from chappe.core.jobs import JobSpec, Resources
 from chappe.core.leases import Reason
 from chappe.link import admission
 from chappe.link.appdef import Files
@@ -28,9 +29,12 @@ from chappe.link.joblogs import directory, names
 from chappe.link.ledger import Claim, Ledger
 from chappe.link.templates import Context
 from chappe.link.trust import TrustedKeys
+from chappe.pilot import places
 from chappe.pilot.holding import Holding
 from chappe.pilot.launch_wire import Task
+from chappe.pilot.placement import Slot
 from chappe.pilot.session import Session
+from chappe.pilot.topology import VARIABLES
 from chappe.wire.sync import Grant
 
 _BASE_NAMES = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
@@ -38,11 +42,13 @@ _RAW_FILES = Files()
 
 
 class Order(NamedTuple):
-    """What to prepare: a holding with its slot, and the fences of its start (CLOCK_BOOTTIME seconds)."""
+    """What to prepare: a holding with its slot, the fences of its start, and when the allocation ends what
+    runs (CLOCK_BOOTTIME seconds)."""
 
     holding: Holding
     start_by: float
     takeover_deadline: float | None
+    ends_at: float | None = None
 
 
 class Prepared(NamedTuple):
@@ -85,6 +91,31 @@ def base_env(session: Session, environ: Mapping[str, str]) -> dict[str, str]:
     env["CHAPPE_SITE"] = session.site_name
     env["CHAPPE_DATA"] = str(session.data)
     return env
+
+
+def resource_env(resources: Resources) -> dict[str, str]:
+    """What a Job is told of its own size."""
+    env = {
+        "CHAPPE_CORES": str(resources.node_cores),
+        "CHAPPE_MEM_BYTES": str(resources.mem_bytes),
+        "OMP_NUM_THREADS": str(resources.threads),
+    }
+    if resources.ranks > 1 or resources.nodes > 1:
+        env["CHAPPE_NODES"] = str(resources.nodes)
+        env["CHAPPE_RANKS"] = str(resources.ranks)
+        env["CHAPPE_RANKS_PER_NODE"] = str(resources.node_ranks)
+    return env
+
+
+def gpu_env(slot: Slot) -> dict[str, str]:
+    """Which GPUs of its node a Job may see: those that it asked for, and no other."""
+    mine = slot.shares[0].gpus
+    env: dict[str, list[str]] = {}
+    for gpu in slot.node.topology.gpus:
+        seen = env.setdefault(VARIABLES[gpu.vendor], [])
+        if gpu.uuid in mine:
+            seen.append(gpu.uuid)
+    return {name: ",".join(uuids) for name, uuids in env.items()}
 
 
 class Shelf:
@@ -247,20 +278,20 @@ class _Batch:
         workdir = spec.workdir or f"jobs/{spec.id}"
         where = directory(workdir, h.attempt, files)
         cwd = self._directory(where, files.own_directory)
-        slot = h.slot
-        cores = h.cores
+        slot, resources = h.slot, spec.resources
         if admitted.app is None:
             argv = list(spec.command or ())
             env: dict[str, str] = {}
         else:
-            context = Context(h.job, h.attempt, where, cores, self._session.site_name)
+            context = Context(h.job, h.attempt, where, h.need.cores, self._session.site_name)
             argv = admitted.app.command.render(admitted.parameters, context)
             env = dict(admitted.app.app.env)
         if spec.env:
             env.update(spec.env)
         env["CHAPPE_WORKDIR"] = cwd
-        env["CHAPPE_CORES"] = env["OMP_NUM_THREADS"] = str(cores)
-        env["CHAPPE_MEM_BYTES"] = str(h.mem_bytes)
+        env |= resource_env(resources)
+        if slot is not None:
+            env |= gpu_env(slot)
         if h.parents_file:
             env["CHAPPE_PARENTS"] = h.parents_file
         if files.result is not None:
@@ -278,10 +309,16 @@ class _Batch:
             stdout="" if logs.stdout is None else f"{cwd}/{os.path.basename(logs.stdout)}",
             stderr="" if logs.stderr is None else f"{cwd}/{os.path.basename(logs.stderr)}",
             cores=[] if slot is None else slot.cpus,
-            wall_limit_s=spec.resources.wall_s,
+            wall_limit_s=resources.wall_s,
             takeover_deadline=order.takeover_deadline,
             tail_bytes=limits.TAIL_BYTES,
             lane=0 if slot is None else slot.lane,
+            warn_s=resources.warn_s,
+            warn_signal=0
+            if resources.warn_s is None
+            else signal.Signals[f"SIG{resources.warn_signal}"],
+            ends_at=None if resources.warn_s is None else order.ends_at,
+            place="" if slot is None else places.note(slot),
         )
 
     def _directory(self, relative: str, own: bool) -> str:

@@ -37,7 +37,8 @@ class Options(msgspec.Struct, frozen=True):
     `slots` overrides the number of cores, and Jobs then share them without affinity. `idle_s` without any
     Job end the allocation. `drain_s` before its end Jobs are ended (TERM, then KILL) and reported. After
     SIGTERM the allocation ends within `kill_s`; 0: when its Jobs have ended. `head_grace_s` is how long the
-    launcher keeps Jobs for a restarted pilot.
+    launcher keeps Jobs for a restarted pilot. `topology` names a file that says what the node is made of
+    (empty: the kernel is asked); `named` is all that the Site has of its own countable resources.
     """
 
     cores: Annotated[int, Meta(ge=0, le=limits.CORES_MAX)] = 0
@@ -47,6 +48,8 @@ class Options(msgspec.Struct, frozen=True):
     drain_s: Seconds = limits.KILL_TIME_S
     kill_s: Seconds = limits.KILL_TIME_S
     head_grace_s: Seconds = limits.HEAD_GRACE_S
+    topology: str = ""
+    named: dict[str, int] = {}
 
 
 class Session(HidesToken, msgspec.Struct, frozen=True):

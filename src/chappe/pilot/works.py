@@ -240,7 +240,9 @@ class Works:
 
     def _gather(self) -> Work | None:
         starting = self.contact_made and not self.paused and not self._lifetime.draining
-        picked = self._holdings.pick(boottime(), _BATCH) if starting else []
+        at = boottime()
+        left_s = self._lifetime.left_s(at)
+        picked = self._holdings.pick(at, _BATCH, left_s) if starting else []
         if self._holdings.returns:
             self._due()
         stale_at = self._holdings.stale_at()
@@ -250,7 +252,6 @@ class Works:
         urgent = picked or self._arrivals or len(self._settled) >= _SETTLED_MOST
         if not urgent and not (self._unwritten or self._forget):
             return None
-        at = boottime()
         if not urgent and at < self._worked_at + _GATHER_S:
             # Ends alone can wait a moment for others: the launcher keeps them.
             self._work_later()
@@ -274,7 +275,7 @@ class Works:
 
     def _order(self, h: Holding) -> Order:
         deadline = None if h.takeover_s is None else self._holdings.contact(h) + h.takeover_s
-        return Order(h, self._holdings.start_by(h), deadline)
+        return Order(h, self._holdings.start_by(h), deadline, self._lifetime.jobs_end_at)
 
     def _finish(self, work: Work, done: Done) -> None:
         if done.failure:

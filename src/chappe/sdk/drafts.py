@@ -33,7 +33,11 @@ class Options(TypedDict, total=False):
     """Everything about a Job but its parameters. Nothing here is needed; defaults suit a small Job.
 
     name: what people call it; need not be unique.
-    cores, mem_bytes, gpus: what it needs on its node. nodes, ranks: for MPI.
+    cores, mem_bytes, gpus: what it needs on each node; gpus may be a share of one: 0.5.
+    nodes, ranks, ranks_per_node, threads_per_rank: for MPI and OpenMP.
+    named: how many it needs of countable things of the Site: {"licence": 1}.
+    warn_s: so long before its time is up it gets warn_signal ("USR1"), writes a checkpoint, and is
+    started again later.
     wall_s: the limit, after which it is ended. estimate_s: how long it usually takes.
     retries: how often it may be started again (2); retry_on: after which outcomes, of "error",
     "timeout", "lost" (only "lost"); backoff_s: the first wait before that, doubling.
@@ -47,9 +51,14 @@ class Options(TypedDict, total=False):
     name: str
     cores: int
     mem_bytes: int
-    gpus: int
+    gpus: float
     nodes: int
     ranks: int
+    ranks_per_node: int
+    threads_per_rank: int
+    named: Mapping[str, int]
+    warn_s: float | None
+    warn_signal: str
     wall_s: float | None
     estimate_s: float | None
     retries: int
@@ -66,7 +75,10 @@ class Options(TypedDict, total=False):
     not_before: datetime | float | None
 
 
-_RESOURCES = ("cores", "mem_bytes", "gpus", "nodes", "ranks", "wall_s", "estimate_s")
+_RESOURCES = (
+    *("cores", "mem_bytes", "gpus", "nodes", "ranks", "ranks_per_node", "threads_per_rank"),
+    *("wall_s", "estimate_s", "named", "warn_s", "warn_signal"),
+)
 _ENVELOPE = ("tags", "data", "priority")
 _PLAIN = ("name", "workdir", "env", "takeover_s")
 _NO_OPTIONS = Resources(), Retries(), Envelope()
@@ -95,7 +107,7 @@ class Template(msgspec.Struct, frozen=True, eq=False):
         parts: dict[str, dict[str, Any]] = {"resources": {}, "retries": {}, "envelope": {}}
         for name, value in options.items():
             if name in _RESOURCES:
-                parts["resources"][name] = value
+                parts["resources"][name] = dict(value) if isinstance(value, Mapping) else value
             elif name in _RETRIES:
                 parts["retries"][_RETRIES[name]] = _retry_option(name, value)
             elif name in _ENVELOPE:

@@ -150,6 +150,13 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             description="Directory on the node's own disk or memory for sockets. Empty: $TMPDIR, or /tmp."
         ),
     ] = ""
+    topology: Annotated[
+        str,
+        Meta(
+            description="JSON file, relative to this directory, that says what a node is made of: its CPUs "
+            "by NUMA domain, and its GPUs. Empty: the kernel is asked."
+        ),
+    ] = ""
     python: Annotated[
         str,
         Meta(
@@ -161,6 +168,18 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = {}
 
 
+class ResourcesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What else Jobs can ask this Site for."""
+
+    named: Annotated[
+        dict[str, Annotated[int, Meta(ge=0, le=limits.NAMED_MAX)]],
+        Meta(
+            description="Countable things that all Jobs of the Site share, as a table: how many licences "
+            "there are of each kind. The Hub counts who has them."
+        ),
+    ] = {}
+
+
 class SiteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of site.toml."""
 
@@ -168,6 +187,7 @@ class SiteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     site: SiteIdentity
     scheduler: SchedulerConfig = SchedulerConfig()
     pilot: PilotConfig = PilotConfig()
+    resources: ResourcesConfig = ResourcesConfig()
 
     def ca_path(self, directory: Path) -> str | None:
         """The file with the Hub's authority, absolute; None for the machine's own."""
@@ -252,7 +272,12 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "site": SiteIdentity,
     "scheduler": SchedulerConfig,
     "pilot": PilotConfig,
+    "resources": ResourcesConfig,
 }
+
+
+_EXAMPLES = {"env": '{ NAME = "value" }', "named": "{ licence = 4 }"}
+"""What a table may look like."""
 
 
 def render(given: Mapping[str, Mapping[str, str]]) -> str:
@@ -269,7 +294,7 @@ def render(given: Mapping[str, Mapping[str, str]]) -> str:
             if value is not None:
                 lines.append(f"{key} = {_toml(value)}")
             else:
-                shown = '{ NAME = "value" }' if default == {} else _toml(default)
+                shown = _EXAMPLES[key] if default == {} else _toml(default)
                 lines.append(f"# {key} = {shown}")
     return "\n".join(lines) + "\n"
 

@@ -70,6 +70,8 @@ def write_session(
             "drain_s": pilot.drain_s,
             "kill_s": pilot.kill_s,
             "head_grace_s": pilot.head_grace_s,
+            "topology": str(paths.root / pilot.topology) if pilot.topology else "",
+            "named": config.resources.named,
         },
     }
     write_atomic(directory / SESSION_FILE, msgspec.json.encode(content), 0o600)

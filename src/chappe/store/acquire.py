@@ -1,20 +1,23 @@
 """Choosing Jobs for a pilot: the heads of the Shapes that fit, merged by priority and age.
 
 Shapes that do not fit are skipped by their counts in memory, so Jobs that cannot run here cost nothing,
-however many they are.
+however many they are. What a Job needs of its Site's named resources is counted over all that the Site's
+pilots hold: a licence is used from the grant on.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from chappe.core import limits
-from chappe.core.shapes import Capacity, Room, misfit
-from chappe.store.catalog import ShapeEntry
+from chappe.core.rooms import Room, may_reserve
+from chappe.core.shapes import Capacity, misfit
+from chappe.store.catalog import Catalog, ShapeEntry
 from chappe.store.dialect import sql
 from chappe.store.jobrow import COLUMNS, WIDTH, to_row
 from chappe.store.principal import Principal
@@ -24,13 +27,16 @@ from chappe.wire.submission import Submission
 from chappe.wire.sync import Grant, SyncReply, SyncRequest
 
 HEADS = sql(f"""
-    SELECT n, priority, state, app, site FROM job WHERE shape = :shape AND {WAITS}
+    SELECT n, priority, state, app, site, changed_at FROM job WHERE shape = :shape AND {WAITS}
     ORDER BY priority DESC, n LIMIT :most""")
 
 NEXT_HEADS = sql(f"""
-    SELECT n, priority, state, app, site FROM job WHERE shape = :shape AND {WAITS}
+    SELECT n, priority, state, app, site, changed_at FROM job WHERE shape = :shape AND {WAITS}
         AND (priority, -n) < (:priority, -:n)
     ORDER BY priority DESC, n LIMIT :most""")
+
+RESERVING_MOST = 16
+"""Shapes at most whose first Jobs are looked at, to find one that is not to be overtaken."""
 
 LEASE = sql("""
     UPDATE job SET session = :session, granted_request = :request, site = :site, epoch = epoch + 1
@@ -57,7 +63,7 @@ def acquire_grants(tx: Tx, p: Principal, session: Any, req: SyncRequest, reply: 
         return
     ns = []
     for entry, head in chosen:
-        n, _, state, app, site = head
+        n, _, state, app, site, _ = head
         tx.waiting(entry.n, -1)
         if site != p.site_n:
             tx.count(p.project_n, site or 0, app or "", state, -1)
@@ -69,15 +75,33 @@ def acquire_grants(tx: Tx, p: Principal, session: Any, req: SyncRequest, reply: 
 
 def choose(tx: Tx, site_n: int, capacity: Capacity) -> list[tuple[ShapeEntry, Any]]:
     """The Jobs to grant, best first."""
-    room = Room(capacity, limits.GRANTS_PER_SYNC)
-    fitting = [
+    possible = [
         entry
         for entry in tx.catalog.sites[site_n].shapes
-        if entry.waiting and misfit(entry.shape, capacity) is None and room.most(entry.shape) > 0
+        if entry.waiting and misfit(entry.shape, capacity) is None
     ]
+    used = named_in_use(tx.catalog, site_n) if any(e.shape.named for e in possible) else None
+    room = Room(capacity, limits.GRANTS_PER_SYNC, used)
+    fitting = [entry for entry in possible if room.most(entry.shape) > 0]
     if not fitting:
         return []
+    overtaken = _overtaken(possible, fitting) if capacity.reserve or used is not None else []
     queues = [_heads(tx, entry, room, len(fitting)) for entry in fitting]
+    queues += [_heads(tx, entry, room, len(overtaken), 1) for entry in overtaken]
+    return _merge(tx, room, capacity.reserve, fitting + overtaken, queues)
+
+
+def _overtaken(possible: list[ShapeEntry], fitting: list[ShapeEntry]) -> list[ShapeEntry]:
+    """The Shapes, the largest first, whose Jobs have no room now while smaller ones have."""
+    smaller = {entry.n for entry in fitting}
+    rest = [entry for entry in possible if entry.n not in smaller]
+    rest.sort(key=lambda e: (e.shape.nodes, e.shape.cores, e.shape.mem_bytes), reverse=True)
+    return rest[:RESERVING_MOST]
+
+
+def _merge(
+    tx: Tx, room: Room, reserve: bool, entries: list[ShapeEntry], queues: list[Iterator[Any]]
+) -> list[tuple[ShapeEntry, Any]]:
     heap: list[tuple[int, int, int, Any]] = []
     for i, queue in enumerate(queues):
         head = next(queue, None)
@@ -85,13 +109,22 @@ def choose(tx: Tx, site_n: int, capacity: Capacity) -> list[tuple[ShapeEntry, An
             heap.append((-head.priority, head.n, i, head))
     heapq.heapify(heap)
     chosen: list[tuple[ShapeEntry, Any]] = []
+    waits: tuple[ShapeEntry, Any] | None = None
     while heap and room.left:
         _, _, i, head = heap[0]
-        if not room.take(fitting[i].shape):
+        if waits is not None and room.fits(entries[i].shape):
+            # This one would overtake one that has waited long enough.
+            if room.reserve(waits[0].shape):
+                chosen.append(waits)
+                break
+            waits = None
+        if not room.take(entries[i].shape):
             # No room for this Shape any more; smaller ones may still fit.
             heapq.heappop(heap)
+            if may_reserve(tx.now - head.changed_at) and not room.keep_named(entries[i].shape):
+                waits = waits or ((entries[i], head) if reserve else None)
             continue
-        chosen.append((fitting[i], head))
+        chosen.append((entries[i], head))
         head = next(queues[i], None)
         if head is None:
             heapq.heappop(heap)
@@ -100,10 +133,23 @@ def choose(tx: Tx, site_n: int, capacity: Capacity) -> list[tuple[ShapeEntry, An
     return chosen
 
 
-def _heads(tx: Tx, entry: ShapeEntry, room: Room, shapes: int) -> Iterator[Any]:
+def named_in_use(catalog: Catalog, site_n: int) -> Counter[str]:
+    """How much of its named resources the Jobs use that a Site's Sessions hold."""
+    wanted = {n: entry.shape.named for n, entry in catalog.shapes.items() if entry.shape.named}
+    used: Counter[str] = Counter()
+    for held in catalog.leases.values():
+        for row in held.values():
+            if row.site != site_n:
+                break  # a Session's Jobs are all at its Site
+            for name, count in wanted.get(row.shape, ()):
+                used[name] += count
+    return used
+
+
+def _heads(tx: Tx, entry: ShapeEntry, room: Room, shapes: int, least: int = 4) -> Iterator[Any]:
     """A Shape's Jobs, best first, read in chunks that shrink with the number of Shapes."""
     share = room.left if shapes == 1 else 2 * room.left // shapes + 1
-    most = max(4, min(room.most(entry.shape), share))
+    most = max(least, min(room.most(entry.shape), share))
     rows: Sequence[Any] = tx.read(HEADS, shape=entry.n, most=most)
     while rows:
         yield from rows

@@ -190,7 +190,7 @@ def _row(
         spec.name or app or (spec.command or ("",))[0].rsplit("/", 1)[-1],
         open_parents,
         None if policy is ParentPolicy.FAIL else policy,
-        None if spec.retries == _DEFAULT_RETRIES else to_json(spec.retries),
+        None if spec.restarts == _DEFAULT_RETRIES else to_json(spec.restarts),
         spec.takeover_s,
         not_before,
         tx.now,

@@ -6,6 +6,7 @@ here, and the answer names the thing that is waited for.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -32,6 +33,11 @@ SHAPE = sql(
 AHEAD = sql(f"""
     SELECT count(*) FROM (SELECT 1 FROM job WHERE shape = :shape AND {WAITS}
     AND (priority, -n) > (:priority, -:n) LIMIT 10001) counted""")
+
+LEASED_SHAPES = sql("""
+    SELECT shape.body, count(*) FROM session s JOIN site ON site.n = s.site AND site.id = :site
+    JOIN job ON job.session = s.n JOIN shape ON shape.n = job.shape
+    WHERE s.state <> 'dead' GROUP BY shape.n, shape.body""")
 
 SESSION = sql("""
     SELECT s.id, s.state, s.heard_at, site.name FROM session s JOIN site ON site.n = s.site
@@ -148,13 +154,35 @@ def _at_site(
         return f"{many} jobs like it are before it at {site.name}"
     if not fitting:
         return f"the pilots at {site.name} offer no room: they are starting, or draining"
+    used = _named_used(conn, site.id) if shape.named else {}
+    for name, count in shape.named:
+        have = max(capacity.named.get(name, 0) for capacity in fitting)
+        if used.get(name, 0) + count > have:
+            return (
+                f"it waits for {count} {name} at {site.name}: {used.get(name, 0)} of {have} are in "
+                "use by other jobs"
+            )
     free = max(capacity.cores for capacity in fitting)
     return f"it is next at {site.name}: it needs {_needs(shape, fitting)}, {free} cores are free"
 
 
+def _named_used(conn: Connection, site: str) -> Counter[str]:
+    """How much of its named resources the Jobs use that a Site's Sessions hold."""
+    used: Counter[str] = Counter()
+    for body, jobs in conn.execute(LEASED_SHAPES, {"site": site}):
+        for name, count in msgspec.json.decode(body, type=Shape).named:
+            used[name] += count * jobs
+    return used
+
+
 def _needs(shape: Shape, offers: list[Capacity]) -> str:
     most = max(c.node_cores for c in offers)
-    return f"{shape.cores} of {most} cores"
+    words = f"{shape.cores} of {most} cores"
+    if shape.nodes > 1:
+        words += f" on each of {shape.nodes} nodes of {max(c.nodes for c in offers)}"
+    if shape.gpus:
+        words += f", {shape.gpus:g} of {max(c.gpus for c in offers):g} GPUs"
+    return words
 
 
 def _no_pilot(conn: Connection, p: Principal, site: SiteView, now: float) -> str:
