@@ -17,9 +17,8 @@ from chappe.cli.output import Out, with_output
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from chappe.sdk.selections import Changes, Selection
+    from chappe.sdk.selections import ActView, Changes, Selection, Verb
     from chappe.sdk.sync import Client
-    from chappe.wire.bulk import ActView, Verb
 
 #: Fewer Jobs than this are done before a bar could be read.
 _BAR_FROM = 5_000

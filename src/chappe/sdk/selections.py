@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from chappe.sdk.engine import Engine
     from chappe.sdk.loop import Loop
 
+__all__ = ["ActView", "Changes", "Selection", "SelectionView", "Verb", "change_of"]
+
 Told = Callable[[ActView], None]
 
 
