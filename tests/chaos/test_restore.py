@@ -129,6 +129,33 @@ def test_the_operators_commands_with_live_pilots(cluster: Cluster, tmp_path: Pat
     assert cluster.client.cursor().startswith("2:")
 
 
+def test_one_pilot_is_older_than_the_copy_and_one_is_not(cluster: Cluster, tmp_path: Path) -> None:
+    """The older one has room and asks at once; what the other runs must not be given to it."""
+    site = cluster.site("paris", slots=1, keep=1)
+    site.start()
+    cluster.offers(site)
+    gate, second = tmp_path / "gate", tmp_path / "second"
+    (first,) = cluster.submit(1, site, gate=second)
+    until(lambda: begun(cluster, first), "the first runs")
+    (runs,) = cluster.submit(1, site, gate=gate, priority=-1)
+    copy_database(cluster.hub.data / "hub.sqlite", tmp_path / "copy")
+    site.stop()
+    site.configure("pilot", keep=2)
+    site.start()
+    until(lambda: begun(cluster, runs), "the second runs, in another allocation")
+    cluster.hub.kill9()
+    put_back(tmp_path / "copy", cluster.hub.data / "hub.sqlite")
+    second.touch()
+    cluster.hub.start()
+    cluster.wait([first])
+    until(lambda: cluster.views([runs])[0].state == "RUNNING", "the second is known to run")
+    gate.touch()
+    cluster.wait([runs])
+    views = cluster.judge([first, runs])
+    assert [(v.state, v.attempt) for v in views] == [("JOB_FINISHED", 1)] * 2
+    assert len(site.sessions()) == 2
+
+
 def test_an_allocation_that_ended_after_the_copy_was_made(cluster: Cluster, tmp_path: Path) -> None:
     """In the copy its pilot lives and holds Jobs; in truth nobody will ever speak for it."""
     site = cluster.site("paris", slots=2)

@@ -20,7 +20,7 @@ import msgspec
 
 from chappe.core import limits
 from chappe.core.jobs import JobSpec
-from chappe.core.leases import Outcome, Reason
+from chappe.core.leases import STARTED_BEFORE, Outcome, Reason
 from chappe.core.shapes import Capacity
 from chappe.testing.clock import FakeClock
 from chappe.testing.store import PilotRig, cores
@@ -242,7 +242,7 @@ class SimPilot(Brief):
         claim = (self.rig.site.id, hold.job, hold.attempt)
         if claim in self.world.claims:
             assert self.world.restored, f"{hold}: attempt {hold.attempt} was granted twice"
-            self.refuse(hold, "replayed")
+            self.refuse(hold, STARTED_BEFORE)
             return
         self.world.claims.add(claim)
         self.world.begin(hold)

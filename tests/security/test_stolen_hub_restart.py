@@ -96,6 +96,6 @@ def test_another_session_of_the_site_does_not_run_it_again(restarted: Victim) ->
     for again, idx in ((spec, 0), (running, 1)):
         victim.hub.grant(granted(again, submission, epoch=2, idx=idx), [submission], second)
         report = victim.hub.report(job_of(again), 2)
-        assert (report.kind, report.reason) == ("refused", "replayed")
+        assert (report.kind, report.reason) == ("refused", "started_before")
         assert victim.runs(job_of(again)) == 1
     works(victim, second)

@@ -180,6 +180,13 @@ def test_a_refusal_is_final_and_no_attempt(state: State) -> None:
     assert found.steps[0].at == 985.0
 
 
+def test_an_attempt_that_the_ledger_knows_is_used_up_and_lost() -> None:
+    found = decided(leases.refuse(job(S.PREPROCESSED, 0), "it was", leases.STARTED_BEFORE, 985.0))
+    assert path(found) == [S.RUNNING, S.RUN_ERROR, S.RESTART_READY]
+    assert found.attempt == 1
+    assert found.outcome == Outcome(Reason.OUTCOME_LOST, message="it was")
+
+
 def test_a_refusal_because_the_signature_expired_says_so() -> None:
     found = decided(leases.refuse(job(S.PREPROCESSED, 0), "", "expired", 985.0))
     assert found.outcome == Outcome(Reason.EXPIRED, message="expired")

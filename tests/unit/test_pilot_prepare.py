@@ -170,7 +170,7 @@ def test_another_sessions_claim_is_not_ours(place: Place) -> None:
     assert not place.preparer.claimed(h.job, 1, h.request_no)
     (made,) = place.prepare(h)
     assert isinstance(made, Refused)
-    assert made.code == "replayed"
+    assert made.code == "started_before"
 
 
 def test_what_is_not_admitted_leaves_no_trace(place: Place) -> None:

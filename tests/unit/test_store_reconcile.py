@@ -91,6 +91,7 @@ def test_a_later_grant_that_has_not_begun_shows_that_the_run_in_the_copy_is_over
     assert [u.epoch for u in reply.unknown] == ([] if given_back else [2])
     assert rig.states(job) == ["RESTART_READY"]
     Checker(rig).check()
+    pilot.site.sync()
     (third,) = pilot.sync(capacity=cores(1)).grants
     assert third.attempt == 2
     pilot.run(third)

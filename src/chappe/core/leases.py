@@ -60,6 +60,10 @@ _LOST = frozenset(
 )
 
 
+#: The code of a refusal because of the Site's ledger.
+STARTED_BEFORE = "started_before"
+
+
 class Verdict(StrEnum):
     """What the Hub answers to one report. Every verdict ends the report's life in the outbox."""
 
@@ -154,9 +158,15 @@ def end(
 
 
 def refuse(job: Held, message: str, reason: str, at: float) -> Decision | Verdict:
-    """The pilot refused to start the grant: a refusal is no attempt, and it is final."""
+    """The pilot refused to start the grant: a refusal is no attempt, and it is final.
+
+    Except that the Site's ledger knows this attempt: then it was made in a past that a restore has lost. Who
+    runs it now would have said so (store.unheard), so it is over, and its outcome is lost.
+    """
     if job.state not in RUNNABLE:
         return Verdict.ILLEGAL
+    if reason == STARTED_BEFORE:
+        return death(job, Reason.OUTCOME_LOST, at, message)
     what = Reason.EXPIRED if reason == "expired" else Reason.REFUSED
     outcome = Outcome(reason=what, message=f"{reason}: {message}" if message else reason)
     return Decision(

@@ -20,7 +20,7 @@ from chappe.core import limits
 from chappe.core.errors import ChappeError, Invalid
 from chappe.core.faults import reach
 from chappe.core.jobs import JobSpec, Resources
-from chappe.core.leases import Reason
+from chappe.core.leases import STARTED_BEFORE, Reason
 from chappe.link import admission
 from chappe.link.appdef import Files
 from chappe.link.apps import LoadedApp, load_apps
@@ -269,7 +269,9 @@ class _Batch:
             message = "this pilot claimed its start before, and lost its trace"
             return Failed(h, message, reason=Reason.LAUNCHER_LOST)
         if claim is Claim.TAKEN:
-            return Refused(h, "replayed", f"attempt {h.attempt} was started before at this site")
+            return Refused(
+                h, STARTED_BEFORE, f"attempt {h.attempt} was started before at this site"
+            )
         return Prepared(h, task)
 
     def _task(self, order: Order, admitted: admission.Admitted) -> Task:

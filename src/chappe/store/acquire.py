@@ -75,10 +75,13 @@ def acquire_grants(tx: Tx, p: Principal, session: Any, req: SyncRequest, reply: 
 
 def choose(tx: Tx, site_n: int, capacity: Capacity) -> list[tuple[ShapeEntry, Any]]:
     """The Jobs to grant, best first."""
+    settling = tx.settling()
     possible = [
         entry
         for entry in tx.catalog.sites[site_n].shapes
-        if entry.waiting and misfit(entry.shape, capacity) is None
+        if entry.waiting
+        and settling.isdisjoint(entry.shape.sites)
+        and misfit(entry.shape, capacity) is None
     ]
     used = named_in_use(tx.catalog, site_n) if any(e.shape.named for e in possible) else None
     room = Room(capacity, limits.GRANTS_PER_SYNC, used)

@@ -24,6 +24,7 @@ from chappe.store.backup import FORMAT, Manifest, Restored, digest, manifest_pat
 from chappe.store.db import lock_database, refuse_network_file_system
 from chappe.store.mark import Mark
 from chappe.store.migrate import HEAD
+from chappe.store.unheard import NOBODY
 
 _BUSY_S = 10.0
 
@@ -161,7 +162,7 @@ def _begin(path: Path, incarnation: int) -> None:
     """Make a copy the beginning of a new incarnation, as `Tx.renumber` does."""
     with closing(sqlite3.connect(path)) as conn, conn:
         conn.execute("UPDATE hub SET incarnation = ?", (incarnation,))
-        conn.execute("UPDATE site SET agent = NULL")
+        conn.execute("UPDATE site SET agent = ?", (NOBODY,))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -14,8 +14,10 @@ from sqlalchemy import Connection
 
 from chappe.core.parameters import Validator, compile_validator
 from chappe.core.shapes import Shape
+from chappe.store import unheard
 from chappe.store.dialect import sql
 from chappe.store.jobrow import COLUMNS, JobRow, to_row
+from chappe.store.unheard import Unheard
 from chappe.wire.sites import AppView
 
 LEASED = sql(f"SELECT {COLUMNS} FROM job WHERE session IS NOT NULL")
@@ -65,6 +67,8 @@ class Catalog:
     shape_by_key: dict[tuple[int, Shape], ShapeEntry]
     #: What each Session holds, by Job id: a sync of 4 000 held Jobs must not read 4 000 rows.
     leases: defaultdict[int, dict[str, JobRow]]
+    #: Whom to hear after a restore, before anything is granted.
+    unheard: Unheard
 
     def add_site(self, entry: SiteEntry) -> None:
         """Take a new Site up; Shapes may name it already, when it was deleted and comes back."""
@@ -110,6 +114,7 @@ def load(conn: Connection) -> Catalog:
         {},
         {},
         defaultdict(dict),
+        unheard.load(conn, hub[0]),
     )
     for row in conn.execute(sql("SELECT n, project, id, name FROM site")):
         catalog.add_site(SiteEntry(*row))

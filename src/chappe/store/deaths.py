@@ -9,7 +9,7 @@ from chappe.store.dialect import sql
 from chappe.store.tx import Tx, to_json
 
 BURY_SESSION = sql(
-    "UPDATE session SET state = 'dead' WHERE n = :n AND state <> 'dead' RETURNING id, project"
+    "UPDATE session SET state = 'dead' WHERE n = :n AND state <> 'dead' RETURNING id, project, site"
 )
 
 REVOKE = sql("""
@@ -22,12 +22,13 @@ def session_dead(tx: Tx, session_n: int, reason: Reason, message: str) -> None:
     buried = tx.write(BURY_SESSION, n=session_n, now=tx.now)
     if not buried:
         return
-    id, project = buried[0]
+    id, project, site = buried[0]
     rows = list(tx.catalog.leases[session_n].values())
     apply(tx, [Change(row, leases.death(row.held(), reason, tx.now, message)) for row in rows])
     del tx.catalog.leases[session_n]
     for (prefix,) in tx.write(REVOKE, session=session_n, now=tx.now):
         tx.effects.revoked.add(prefix)
     tx.effects.kill.add(id)
+    tx.heard(site, session_n)
     data = {"id": id, "state": "dead", "message": message, "lost": len(rows)}
     tx.event(project, "session", data=to_json(data))

@@ -19,6 +19,8 @@ from chappe.store.principal import Principal
 from chappe.store.queries import batch_job_view
 from chappe.store.rows import no_such
 from chappe.store.tx import Tx, to_json
+from chappe.store.unheard import AGENT as AGENT_ITSELF
+from chappe.store.unheard import NOBODY
 from chappe.wire.sites import (
     AgentHello,
     AgentSync,
@@ -184,14 +186,16 @@ def hello(tx: Tx, p: Principal, id: str, body: AgentHello) -> None:
     entry = site_of(tx, p, id)
     check_id(body.agent, "agent")
     (now,) = tx.read(AGENT, site=entry.n)
-    another = now.agent is not None and now.agent not in (body.agent, body.previous)
+    another = now.agent not in (None, NOBODY, body.agent, body.previous)
     if another and tx.now - (now.agent_seen_at or 0) < limits.SESSION_TTL_S:
         raise Conflict(
             f"an agent of this site runs on {now.agent_host} and was heard "
             f"{tx.now - now.agent_seen_at:.0f} s ago; stop it first",
             code="agent_present",
         )
-    tx.write(SET_AGENT, site=entry.n, agent=body.agent, host=body.host[:200], now=tx.now)
+    # After a restore an agent is believed to be the one when it has named its Sessions.
+    agent = NOBODY if tx.catalog.unheard.awaits_agent(entry.n) else body.agent
+    tx.write(SET_AGENT, site=entry.n, agent=agent, host=body.host[:200], now=tx.now)
     _tell(tx, p, "site", id=id, name=entry.name, state="online", host=body.host[:200])
 
 
@@ -200,14 +204,17 @@ def agent_sync(tx: Tx, p: Principal, id: str, body: AgentSync) -> AgentSyncReply
     entry = site_of(tx, p, id)
     tx.notice(body.seen)
     (agent,) = tx.read(AGENT, site=entry.n)
-    if agent.agent not in (None, body.agent):
+    if agent.agent not in (None, NOBODY, body.agent):
         raise Conflict(
             f"another agent, on {agent.agent_host}, has taken this site over",
             code="agent_superseded",
         )
     if len(body.sessions) > limits.PAGE_MAX:
         raise TooLarge(f"at most {limits.PAGE_MAX} sessions in one sync", field="sessions")
-    tx.write(AGENT_SEEN, site=entry.n, agent=body.agent, now=tx.now)
+    unknown = _unknown(tx, p, entry, body.sessions)
+    tx.write(AGENT_SEEN, site=entry.n, agent=NOBODY if unknown else body.agent, now=tx.now)
+    if not unknown:
+        tx.heard(entry.n, AGENT_ITSELF)
     accepted = [report.id for report in body.reports if _batch_report(tx, p, entry, report)]
     known = set(body.known)
     orders = []
@@ -222,7 +229,7 @@ def agent_sync(tx: Tx, p: Principal, id: str, body: AgentSync) -> AgentSyncReply
         orders,
         [row.id for row in tx.read(SILENT, site=entry.n)],
         accepted,
-        _unknown(tx, p, entry, body.sessions),
+        unknown,
         tx.commit_no,
     )
 
@@ -312,16 +319,20 @@ def create_session(tx: Tx, p: Principal, new: NewSession) -> NewSessionReply:
     if not existing:
         if batch.session is not None:
             raise Conflict("the batch job has a session", code="session_exists")
+        again = tx.catalog.unheard.awaits_agent(batch.site)
         (made,) = tx.write(
             INSERT_SESSION,
             project=p.project_n,
             id=new.id,
             site=p.site_n,
             batch_job=batch.n,
-            incarnation=tx.catalog.incarnation,
+            # One that may have been here before the restore is to tell what it holds.
+            incarnation=0 if again else tx.catalog.incarnation,
             now=tx.now,
         )
         session_n = made.n
+        if again:
+            tx.catalog.unheard.add(batch.site, session_n)
         _tell(tx, p, "session", id=new.id, state="live", batch_job=new.batch_job)
     else:
         if existing[0].batch_job != batch.n or existing[0].state == "dead":

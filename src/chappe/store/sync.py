@@ -73,6 +73,7 @@ def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
         capacity=None if req.capacity is None else to_json(req.capacity),
         incarnation=tx.catalog.incarnation,
     )
+    tx.heard(p.site_n, session.n)
     reply = _reply(tx, session, req, by_id, verdicts)
     acquire_grants(tx, p, session, req, reply)
     return reply

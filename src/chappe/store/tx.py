@@ -18,6 +18,7 @@ from chappe.core import limits
 from chappe.core.errors import Busy
 from chappe.core.leases import Decision
 from chappe.core.shapes import Shape, shape_key
+from chappe.store import unheard
 from chappe.store.catalog import Catalog, ShapeEntry
 from chappe.store.dialect import sql
 from chappe.store.jobrow import text_of
@@ -73,7 +74,7 @@ SET_SEQ = sql("""
 SET_COMMIT = sql("""
     UPDATE hub SET commit_no = :commit_no, incarnation = :incarnation, next_job = :next_job""")
 
-FORGET_AGENTS = sql("UPDATE site SET agent = NULL")
+FORGET_AGENTS = sql("UPDATE site SET agent = :nobody")
 
 INSERT_SHAPE = sql("""
     INSERT INTO shape (project, hash, body, waiting) VALUES (:project, :hash, :body, 0) RETURNING n""")
@@ -258,8 +259,21 @@ class Tx:
     def renumber(self, incarnation: int) -> None:
         """Begin a new incarnation of the Hub (after a restore). Which agents serve the Sites now, an older
         copy cannot know: each Site's is the first that speaks."""
-        self.write(FORGET_AGENTS)
+        self.write(FORGET_AGENTS, nobody=unheard.NOBODY)
         self.catalog.incarnation = incarnation
+        self.catalog.unheard = unheard.load(self.conn, incarnation)
+
+    def heard(self, site: int | None, who: int) -> None:
+        """An agent or a Session has said what it knows in this incarnation, or is over for certain."""
+        if site is not None and self.catalog.unheard.heard(site, who):
+            # Jobs of several Sites may have waited for this one.
+            self.effects.work |= self.catalog.sites.keys()
+
+    def settling(self) -> set[str]:
+        """The ids of the Sites from which somebody is still to be heard after a restore."""
+        numbers = self.catalog.unheard.sites(self.boot, limits.SETTLE_S)
+        sites = self.catalog.sites
+        return {sites[n].id for n in numbers if n in sites}
 
     def flush(self) -> None:
         """Write what was gathered. Called once, just before COMMIT."""

@@ -19,6 +19,7 @@ from chappe.store.dialect import sql
 from chappe.store.principal import Principal
 from chappe.store.queries import get_job, job_n, list_batch_jobs, list_sites
 from chappe.store.tables import WAITS
+from chappe.store.tx import to_json
 from chappe.wire.jobs import JobView, Why
 from chappe.wire.sites import SiteView
 
@@ -42,6 +43,12 @@ LEASED_SHAPES = sql("""
 SESSION = sql("""
     SELECT s.id, s.state, s.heard_at, site.name FROM session s JOIN site ON site.n = s.site
     WHERE s.id = :id AND s.project = :project""")
+
+
+UNHEARD = sql("""
+    SELECT name FROM site WHERE project = :project AND id IN (SELECT value FROM texts(:ids) v)
+    AND (agent = '' OR EXISTS (SELECT 1 FROM session WHERE session.site = site.n AND state <> 'dead'
+        AND incarnation <> (SELECT incarnation FROM hub)))""")
 
 
 def why(conn: Connection, p: Principal, id: str, now: float) -> Why:
@@ -128,7 +135,12 @@ def _unleased(
     ahead = conn.execute(AHEAD, {"shape": shape_n, "priority": job.priority, "n": n}).scalar_one()
     facts["ahead"] = ahead
     sites = {site.id: site for site in list_sites(conn, p, now)}
-    reasons = []
+    unheard = conn.execute(UNHEARD, {"project": p.project_n, "ids": to_json(shape.sites)})
+    reasons = [
+        f"the hub was restored from a backup: it waits up to {limits.SETTLE_S / 60:.0f} min to hear from "
+        f"site {row.name} what runs there already"
+        for row in unheard
+    ]
     for id in shape.sites:
         site = sites.get(id)
         if site is None:
