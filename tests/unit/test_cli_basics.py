@@ -41,12 +41,17 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "hub": "backup restore start",
         "job": "cancel hold logs ls release result retry rm show submit update watch",
         "session": "end ls",
-        "site": "check init ls rm start status stop",
+        "site": "check init ls rm start status stop token",
         "token": "ls new revoke",
+        "user": "add disable enable invite ls",
+        "project": "create ls",
+        "member": "add ls rm",
+        "audit": "ls",
     }
     names = {f"chappe {noun} {verb}" for noun, verbs in promised.items() for verb in verbs.split()}
     assert COMMANDS.keys() == names | {
-        f"chappe {verb}" for verb in ("doctor", "events", "run", "why")
+        f"chappe {verb}"
+        for verb in ("doctor", "events", "login", "logout", "password", "run", "why")
     }
 
 

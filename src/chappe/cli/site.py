@@ -139,6 +139,35 @@ def ls(out: Out) -> None:
 
 @command.command()
 @click.argument("name")
+@click.option(
+    "--to",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The site's directory, if it is on this machine: the token is put there.",
+)
+@with_output
+def token(out: Out, name: str, directory: Path | None) -> None:
+    """Make the token of site NAME anew, where it was lost or somebody else may know it.
+
+    The old one ends at once. Printed this once, it belongs into secrets/site.token (mode 0600) in the site's
+    directory; then start the agent again. Pilots that run have tokens of their own, and go on.
+    """
+    from chappe.site.init import put_token, token_place  # here: `--help` does without it
+
+    place = None if directory is None else token_place(directory)
+    with out.client() as client:
+        made = client.admin.new_site_token(name)
+    if place is None:
+        out.one(made, out.say, made.token)
+        return
+    put_token(place, made.token)
+    shown = {"id": made.id, "name": made.name, "path": str(place)}
+    words = f"wrote {place}; next: chappe site stop {directory}; chappe site start {directory}"
+    out.one(shown, out.say, words)
+
+
+@command.command()
+@click.argument("name")
 @with_output
 def rm(out: Out, name: str) -> None:
     """Remove site NAME from the hub, not its directory.

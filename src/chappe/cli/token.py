@@ -1,11 +1,17 @@
-"""`chappe token`: what may speak with the Hub in your name."""
+"""`chappe token`: what may speak with the Hub in your name, or in the project's."""
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
 import click
 
-from chappe.cli.options import duration_s
+from chappe.cli.options import ROLE, duration_s
 from chappe.cli.output import Out, ago, when, with_output
+
+if TYPE_CHECKING:
+    from chappe.sdk.people import Role, TokenView
 
 
 @click.group("token")
@@ -16,24 +22,38 @@ def command() -> None:
 @command.command()
 @with_output
 def ls(out: Out) -> None:
-    """List tokens, without their secrets."""
+    """List tokens, without their secrets: yours, or as an owner all of the project."""
     with out.client() as client:
         tokens = client.admin.tokens()
         sites = {} if out.as_json else client.site_names()
+
+    def who(token: TokenView) -> str:
+        if token.scope == "user":
+            return token.user or "(service)"
+        return (
+            f"{'site' if token.scope == 'site' else 'pilot at'} {sites.get(token.site or '', '')}"
+        )
+
     out.many(
         tokens,
-        ("PREFIX!", "SCOPE!", "SITE", "NOTE", "AGE>", "EXPIRES!", "STATE!"),
+        ("PREFIX!", "WHO", "ROLE!", "NOTE", "AGE>", "EXPIRES!", "STATE!"),
         lambda t: (
             t.prefix,
-            t.scope,
-            sites.get(t.site or "", ""),
+            who(t),
+            t.role or "",
             t.note,
             ago(t.created_at),
             when(t.expires_at),
-            "revoked" if t.revoked_at else "valid",
+            _state(t),
         ),
         "no tokens",
     )
+
+
+def _state(token: TokenView) -> str:
+    if token.revoked_at:
+        return "revoked"
+    return "expired" if token.expires_at and token.expires_at <= time.time() else "valid"
 
 
 @command.command()
@@ -41,11 +61,19 @@ def ls(out: Out) -> None:
 @click.option(
     "--expires", "expires_in_s", type=duration_s, metavar="TIME", help="After how long: 12h, 90d."
 )
+@click.option("--service", type=ROLE, help="The project's own with this role, not yours.")
 @with_output
-def new(out: Out, note: str, expires_in_s: float | None) -> None:
-    """Make a further token of yours. Its secret is printed this once."""
+def new(out: Out, note: str, expires_in_s: float | None, service: Role | None) -> None:
+    """Make a further token of yours. Its secret is printed this once.
+
+    It ends with the token that makes it, or before. With --service (for owners) it belongs to nobody: it goes
+    on for programs when people leave.
+    """
     with out.client() as client:
-        made = client.admin.new_token(note, expires_in_s)
+        if service is None:
+            made = client.admin.new_token(note, expires_in_s)
+        else:
+            made = client.people.new_service_token(service, note, expires_in_s)
     out.one(made, out.say, made.token or "")
 
 

@@ -44,6 +44,11 @@ class Admin:
         new = NewSite(id=new_id(), name=name)
         return await self._hub.request("POST", "/v1/sites", new, NewSiteReply)
 
+    async def new_site_token(self, site: str) -> NewSiteReply:
+        """Make a Site's token anew; the one before is revoked, the reply holds the new one, this once."""
+        path = f"/v1/sites/{await self._site_id(site)}/token"
+        return await self._hub.request("POST", path, reply=NewSiteReply)
+
     async def delete_site(self, site: str) -> None:
         """Remove a Site. Raises Conflict while it has Jobs or Sessions."""
         await self._hub.request("DELETE", f"/v1/sites/{await self._site_id(site)}")

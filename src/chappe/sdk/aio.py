@@ -16,6 +16,7 @@ from chappe.sdk.errors import error_of
 from chappe.sdk.feed import Position
 from chappe.sdk.handles import AppHandle, JobHandle
 from chappe.sdk.logs import Part, Text
+from chappe.sdk.people import People
 from chappe.sdk.results import ResultFile
 from chappe.sdk.selections import AsyncSelection, Changes, change_of
 from chappe.wire.events import Event
@@ -209,6 +210,11 @@ class AsyncClient:
     def public_key(self) -> str:
         """The public half of the user's signing key (made on first use), as `trusted_keys` has it."""
         return self._engine.key().public_b64
+
+    @property
+    def people(self) -> People:
+        """Users, projects, members and the audit."""
+        return self._engine.people
 
     @property
     def admin(self) -> Admin:

@@ -63,8 +63,8 @@ def load(
         what = "token" if found_url else "url"
         where = "argument" if url is not None else f"argument or entry of {path}"
         raise ConfigMissing(
-            f"the client needs the hub's {what} ({where}). `chappe hub start` writes the file where "
-            "the hub runs: copy it, mode 0600, or name it in CHAPPE_CONFIG",
+            f"the client needs the hub's {what} ({where}). `chappe login URL` writes that file, and "
+            "`chappe hub start` does where the hub runs; CHAPPE_CONFIG may name another",
             field=what,
         )
     return Settings(
@@ -74,6 +74,26 @@ def load(
         ca_file=_path(ca_file) or file.ca_file,
         key=_path(key) or file.key,
     )
+
+
+def place(
+    path: Path, url: str | None, ca_file: str | os.PathLike[str] | None, *, replace: bool
+) -> tuple[str, str | None]:
+    """The (url, certificate's file) to log in with, completed from the file at `path` that is to be written.
+
+    Raises ConfigMissing when nothing says where the hub is, Invalid when the file is for another hub, unless
+    that may be replaced.
+    """
+    file = _File() if replace and url is not None else _read(path)
+    if not (url or file.url):
+        raise ConfigMissing("say where the hub is: chappe login URL", field="url")
+    wanted = (url or file.url or "").rstrip("/")
+    if file.url is not None and file.url.rstrip("/") != wanted:
+        raise Invalid(
+            f"{path} is for {file.url}: name another file in CHAPPE_CONFIG, or replace it with --replace",
+            field="url",
+        )
+    return wanted, file.ca_file if ca_file is None else str(Path(ca_file).absolute())
 
 
 def _read(path: Path) -> _File:

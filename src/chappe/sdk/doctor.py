@@ -109,10 +109,10 @@ async def _hub(hub: HubClient) -> AsyncIterator[Finding]:
         me = await hub.request("GET", "/v1/whoami", reply=Whoami)
     except Unauthenticated as error:
         yield Finding(
-            "token", "error", error.message, "make one where the hub runs, or ask its owner"
+            "token", "error", error.message, "chappe login; without a password ask an administrator"
         )
         return
-    yield Finding("token", "ok", f"it speaks for project {me.project_name!r} (scope {me.scope})")
+    yield Finding("token", "ok", f"it speaks for project {me.project_name!r} ({_who(me)})")
     yield _version(me)
     admin = Admin(hub)
     sites = await admin.sites()
@@ -121,6 +121,13 @@ async def _hub(hub: HubClient) -> AsyncIterator[Finding]:
     sessions = await admin.sessions()
     for site in sites:
         yield _site(site, [s for s in sessions if s.site == site.id])
+
+
+def _who(me: Whoami) -> str:
+    if me.scope != "user":
+        return f"the token of a {me.scope}"
+    name = me.user or "a service token"
+    return f"{name}, {me.role or 'no role'}{', administrator' if me.administrator else ''}"
 
 
 def _clock(date: str | None) -> Finding:

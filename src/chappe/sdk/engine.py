@@ -28,6 +28,7 @@ from chappe.sdk.config import Settings
 from chappe.sdk.drafts import Draft
 from chappe.sdk.errors import Ambiguous, Gone, Invalid, NotFound, WaitTimeout
 from chappe.sdk.feed import PATIENT, Ended, Feed, Position, not_found
+from chappe.sdk.people import People
 from chappe.sdk.results import ResultFile
 from chappe.wire.events import Event, EventPage, parse_cursor
 from chappe.wire.jobs import CreateReply, JobFilter, JobPage, JobView, QueryJobs, Why
@@ -73,6 +74,7 @@ class Engine:
         self.settings = settings
         self.hub = HubClient(settings.url, settings.token, ca_file=settings.ca_file)
         self.admin = Admin(self.hub)
+        self.people = People(self.hub)
         self.feed = Feed(self.hub, partial(self._existing, retry=PATIENT))
         self._me: Whoami | None = None
         self._key: SigningKey | None = None

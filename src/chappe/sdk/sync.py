@@ -25,6 +25,7 @@ from chappe.sdk.progress import Progress
 from chappe.sdk.results import ResultFile
 from chappe.sdk.selections import Changes, Selection, change_of
 from chappe.sdk.sync_admin import SyncAdmin
+from chappe.sdk.sync_people import SyncPeople
 from chappe.wire.events import Event
 from chappe.wire.jobs import JobView, Why
 from chappe.wire.logs import LogPage
@@ -218,6 +219,11 @@ class Client:
     def public_key(self) -> str:
         """The public half of the user's signing key (made on first use), as `trusted_keys` has it."""
         return self._engine.key().public_b64
+
+    @property
+    def people(self) -> SyncPeople:
+        """Users, projects, members and the audit."""
+        return SyncPeople(self._loop, self._engine.people)
 
     @property
     def admin(self) -> SyncAdmin:

@@ -33,6 +33,10 @@ class SyncAdmin:
         """Make a Site; the reply holds its token, this once."""
         return self._run(self._admin.new_site(name))
 
+    def new_site_token(self, site: str) -> NewSiteReply:
+        """Make a Site's token anew; the one before is revoked, the reply holds the new one, this once."""
+        return self._run(self._admin.new_site_token(site))
+
     def delete_site(self, site: str) -> None:
         """Remove a Site. Raises Conflict while it has Jobs or Sessions."""
         self._run(self._admin.delete_site(site))

@@ -193,7 +193,7 @@ async def _hub(paths: SitePaths, config: SiteConfig) -> list[Finding]:
             received = now()
         me = msgspec.json.decode(answer.data, type=Whoami)
     except Unauthenticated as e:
-        remedy = "the token was revoked, or the site deleted: make a new site directory"
+        remedy = f"make it a new one: chappe site token {config.site.name} --to {paths.root}"
         return [Finding(Level.ERROR, f"the hub refuses the site's token: {e.message}", remedy)]
     except Unavailable as e:
         remedy = _REMEDIES.get(e.code, "wait, and look at the hub's log")

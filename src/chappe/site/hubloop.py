@@ -206,8 +206,8 @@ class HubLoop:
             raise error
         if isinstance(error, Unauthenticated | Forbidden | NotFound):
             log.error(
-                "the hub does not know this site's token (revoked, or the site was deleted): put the "
-                "right one into secrets/site.token and restart the agent, or make a new site",
+                "the hub does not know this site's token (revoked, or the site was deleted): make "
+                "it anew with chappe site token, and restart the agent",
                 error=error.message,
                 again_in_s=REFUSED_DELAY_S,
             )

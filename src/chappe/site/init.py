@@ -101,7 +101,7 @@ def init_site(
         raise Invalid(f"the hub at {begun.url} registered another site than {name}", field="hub")
     check_id(reply.project, "project")
     _lay_out(paths)
-    write_atomic(paths.token, reply.token.encode() + b"\n", 0o600)
+    put_token(paths.token, reply.token)
     trust.add(paths.trusted_keys, public_key, comment)
     example = paths.apps / "hello.toml"
     if not example.exists():
@@ -117,6 +117,19 @@ def init_site(
     write_atomic(paths.config, render(settings).encode(), 0o644)
     paths.init_record.unlink()
     return NewSiteMade(str(paths.root), reply.id, reply.name, reply.project)
+
+
+def token_place(directory: Path) -> Path:
+    """Where the token of the Site in `directory` belongs. Raises Invalid when that is no Site."""
+    paths = SitePaths.of(directory)
+    if not paths.config.is_file():
+        raise Invalid(f"{directory} is no site's directory", field="directory")
+    return paths.token
+
+
+def put_token(place: Path, token: str) -> None:
+    """Write a Site's token, for its owner's eyes only."""
+    write_atomic(place, token.encode() + b"\n", 0o600)
 
 
 def _begin(paths: SitePaths, name: str, url: str) -> _Begun:

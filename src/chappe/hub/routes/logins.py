@@ -7,7 +7,7 @@ from functools import partial
 import structlog
 
 from chappe.core.access import Reach
-from chappe.core.errors import ChappeError, Forbidden, Unauthenticated
+from chappe.core.errors import ChappeError, Forbidden, Invalid, Unauthenticated
 from chappe.hub import passwords
 from chappe.hub.call import Call
 from chappe.store import logins, tokens
@@ -65,8 +65,10 @@ async def change_password(call: Call[ChangePassword, None]) -> None:
     passwords.check_new(body.new_password)
     account = await hub.read(logins.account, p.account or "")
     if account is not None and account.password is not None:
+        if body.old_password is None:
+            raise Invalid("say the old password as well", field="old_password")
         hub.passwords.attempts.begin(account.name, call.address)
-        if not await hub.passwords.is_right(body.old_password or "", account.password):
+        if not await hub.passwords.is_right(body.old_password, account.password):
             raise Forbidden("the old password is wrong", code="bad_login", field="old_password")
         hub.passwords.attempts.succeeded(account.name, call.address)
     await hub.write(logins.set_password, p, await hub.passwords.hash(body.new_password))
