@@ -19,6 +19,9 @@ from chappe.core.ids import check_id
 _TAG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _RESOURCE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ENVIRONMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_PYTHON = re.compile(r"[0-9]{1,2}\.[0-9]{1,3}")
 
 
 class ParentPolicy(StrEnum):
@@ -124,10 +127,28 @@ class AppRef(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
     version: str | None = None
 
 
+class FunctionRef(
+    msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False
+):
+    """A call of a Python function. `code` is the sha256 (hex) of the pickled function, which travels in
+    the signed statement; `arguments` are the pickled (args, kwargs), part of the signed spec.
+
+    `environment` is one of the Site's; `python` the version ("3.12") that pickled it; `own_process` asks
+    for a process of its own instead of a warm worker.
+    """
+
+    name: str
+    code: str
+    arguments: bytes
+    python: str
+    environment: str = "default"
+    own_process: bool = False
+
+
 class JobSpec(
     msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False
 ):
-    """The signed part of a Job. Exactly one of `app` and `command` is given.
+    """The signed part of a Job. Exactly one of `app`, `command` and `function` is given.
 
     `sites` are the ids of the Sites that may run it; `workdir` is relative to the Site's data
     directory (default `jobs/<id>`); `takeover_s` opts into being killed and started elsewhere when
@@ -149,6 +170,7 @@ class JobSpec(
     on_parent_failure: ParentPolicy = ParentPolicy.FAIL
     takeover_s: float | None = None
     not_before: float | None = None
+    function: FunctionRef | None = None
 
     @property
     def max_attempts(self) -> int:
@@ -208,8 +230,8 @@ def _field_of(error: msgspec.ValidationError) -> str:
 def check_spec(spec: JobSpec) -> None:
     """Raise Invalid (naming the field and the remedy) unless the spec can be a Job."""
     check_id(spec.id, "id")
-    if (spec.app is None) == (spec.command is None):
-        raise Invalid("give exactly one of `app` and `command`", field="app")
+    if (spec.app is not None) + (spec.command is not None) + (spec.function is not None) != 1:
+        raise Invalid("give exactly one of `app`, `command` and `function`", field="app")
     if not spec.sites:
         raise Invalid("give at least one site", field="sites")
     if len(spec.sites) > limits.SITES_PER_JOB or len(set(spec.sites)) != len(spec.sites):
@@ -220,6 +242,8 @@ def check_spec(spec: JobSpec) -> None:
         )
     if spec.command is not None:
         _check_command(spec.command)
+    if spec.function is not None:
+        _check_function(spec)
     if spec.workdir:
         check_relative(spec.workdir, "workdir")
     # Most Jobs keep the defaults, and a request may hold 10 000.
@@ -267,6 +291,33 @@ def _check_command(command: tuple[str, ...]) -> None:
         raise TooLarge(f"a command has at most {limits.COMMAND_ARGS} arguments", field="command")
     if any("\0" in arg for arg in command):
         raise Invalid("an argument contains a NUL byte", field="command")
+
+
+def _check_function(spec: JobSpec) -> None:
+    f = spec.function
+    if f is None:
+        return
+    if not _SHA256.fullmatch(f.code):
+        raise Invalid("code is a sha256 in hexadecimal", field="function.code")
+    if len(f.arguments) > limits.ARGUMENT_BYTES:
+        raise TooLarge(
+            f"the arguments are {len(f.arguments)} bytes, the limit is {limits.ARGUMENT_BYTES}: "
+            "put large data in files at the site and pass their names",
+            field="function.arguments",
+        )
+    if not f.name or len(f.name) > limits.NAME_CHARS or not f.name.isprintable():
+        raise Invalid(
+            f"a function's name is printable and at most {limits.NAME_CHARS} characters",
+            field="function.name",
+        )
+    if not _ENVIRONMENT.fullmatch(f.environment):
+        raise Invalid(
+            "an environment's name is letters, digits and _ . -", field="function.environment"
+        )
+    if not _PYTHON.fullmatch(f.python):
+        raise Invalid('python is a version, as "3.12"', field="function.python")
+    if spec.parameters:
+        raise Invalid("a function takes arguments, no parameters", field="parameters")
 
 
 def check_resources(r: Resources) -> None:

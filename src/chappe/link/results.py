@@ -36,6 +36,9 @@ MEDIA: dict[str, str] = {
 }
 """The kinds of result: suffix → media type, as it travels in Content-Type."""
 
+VALUE = "application/vnd.chappe.value"
+"""What a function returned, sealed by its Site (see link.values). Nothing but the SDK opens it."""
+
 _NPZ_MEMBERS = 1_000
 _NPY_HEADER_BYTES = 64 * limits.KIB
 _DTYPE = re.compile(r"[<>|=]?([biufcmMSUV])(\d{1,9})(?:\[\w{1,9}\])?")
@@ -73,7 +76,7 @@ def check_result(path: Path) -> Result:
     Raises ResultProblem with code result_missing | result_too_large | result_unreadable | result_bad.
     """
     media = media_of(path.name)
-    data = _read_bounded(path)
+    data = read_bounded(path)
     check_bytes(media, data)
     return Result(media, hashlib.sha256(data).hexdigest(), data)
 
@@ -95,7 +98,8 @@ def check_bytes(media: str, data: bytes) -> None:
         raise ResultProblem(f"the result is no {media}: {e}") from None
 
 
-def _read_bounded(path: Path) -> bytes:
+def read_bounded(path: Path) -> bytes:
+    """A result file's bytes, as a Job left it. Raises ResultProblem."""
     # O_NONBLOCK: a Job may have left a named pipe in this place, and opening one would wait for ever.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -237,6 +241,11 @@ def _check_arrow(data: bytes) -> None:
         raise ValueError("the Arrow footer is cut off")
 
 
+def _check_value(data: bytes) -> None:
+    """An envelope of three byte strings; what is in it is the business of those who can check it."""
+    msgspec.msgpack.decode(data, type=tuple[bytes, bytes, bytes])
+
+
 _CHECKS: dict[str, Callable[[bytes], None]] = {
     MEDIA[".json"]: _check_json,
     MEDIA[".msgpack"]: _check_msgpack,
@@ -244,4 +253,5 @@ _CHECKS: dict[str, Callable[[bytes], None]] = {
     MEDIA[".npz"]: _check_npz,
     MEDIA[".arrow"]: _check_arrow,
     MEDIA[".png"]: _check_png,
+    VALUE: _check_value,
 }

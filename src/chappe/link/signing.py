@@ -35,7 +35,8 @@ class VerifiedSubmission(msgspec.Struct, frozen=True):
     """A statement whose signature is good. Whether `key` is trusted is another question (link.trust).
 
     `hashes` are the concatenated sha256 of the specs; `not_after` is in seconds since 1970;
-    `max_attempts` replaces the specs' own when it is given.
+    `max_attempts` replaces the specs' own when it is given. `code` maps the sha256 (hex) of each pickled
+    function that came along to its bytes.
     """
 
     id: str
@@ -44,6 +45,7 @@ class VerifiedSubmission(msgspec.Struct, frozen=True):
     not_after: float
     hashes: bytes
     max_attempts: int | None = None
+    code: dict[str, bytes] = {}
 
     def __len__(self) -> int:
         return len(self.hashes) // _HASH_BYTES
@@ -61,12 +63,15 @@ def make_submissions(
     specs: Sequence[bytes],
     not_after: float,
     max_attempts: int | None = None,
+    code: Sequence[bytes] = (),
 ) -> list[Submission]:
     """Sign the specs: spec k is number k % 1000 of submission k // 1000.
 
     `not_after` (seconds since 1970) is when the Sites stop accepting them; `max_attempts`, when given,
-    replaces the specs' own (a retry beyond them).
+    replaces the specs' own (a retry beyond them). `code` are the pickled functions that they name; each
+    submission carries them all.
     """
+    carried = tuple(base64.b64encode(blob).decode() for blob in code)
     submissions = []
     for start in range(0, len(specs), limits.JOBS_PER_SUBMISSION):
         part = specs[start : start + limits.JOBS_PER_SUBMISSION]
@@ -78,6 +83,7 @@ def make_submissions(
                 not_after=not_after,
                 hashes=base64.b64encode(hashes).decode(),
                 max_attempts=max_attempts,
+                code=carried,
             )
         )
         sig = base64.b64encode(key.sign(SIGNATURE_PREFIX + statement)).decode()
@@ -114,6 +120,11 @@ def verify(submission: Submission) -> VerifiedSubmission:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, SIGNATURE_PREFIX + statement)
     except (InvalidSignature, ValueError):
         raise _bad("the signature does not belong to this statement and key") from None
+    if len(said.code) > limits.CODES_PER_SUBMISSION:
+        raise _bad(f"more than {limits.CODES_PER_SUBMISSION} functions in one statement")
+    blobs = [_b64(blob, "code") for blob in said.code]
+    if sum(map(len, blobs)) > limits.CODE_BYTES:
+        raise _bad(f"more than {limits.CODE_BYTES} bytes of functions in one statement")
     return VerifiedSubmission(
         id=submission.id,
         key=said.key,
@@ -121,6 +132,7 @@ def verify(submission: Submission) -> VerifiedSubmission:
         not_after=said.not_after,
         hashes=hashes,
         max_attempts=said.max_attempts,
+        code={sha256(blob).hexdigest(): blob for blob in blobs},
     )
 
 

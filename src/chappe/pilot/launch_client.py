@@ -23,6 +23,7 @@ from chappe.pilot.launch_link import listen
 from chappe.pilot.launch_wire import (
     Ack,
     BaseEnv,
+    Environment,
     Events,
     FrameError,
     FrameReader,
@@ -127,9 +128,15 @@ class LauncherClient(asyncio.Protocol):
             raise LauncherGone(f"the launcher at {path} went away: {client.gone.result()}")
         return client, client._first.result()
 
-    async def base_env(self, env: Mapping[str, str], shared_log: Path | None = None) -> None:
+    async def base_env(
+        self,
+        env: Mapping[str, str],
+        shared_log: Path | None = None,
+        environments: Mapping[str, Environment] | None = None,
+    ) -> None:
         """Say what all tasks share; the first order on a connection. The log is opened at its first use."""
-        await self._send(BaseEnv(dict(env), "" if shared_log is None else str(shared_log)))
+        log = "" if shared_log is None else str(shared_log)
+        await self._send(BaseEnv(dict(env), log, dict(environments or {})))
 
     async def start(self, tasks: Sequence[Task]) -> None:
         """Start these. A task too large for a frame raises FrameError, and those before it are ordered."""

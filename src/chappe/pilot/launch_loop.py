@@ -75,7 +75,7 @@ class Launcher:
         listener.setblocking(False)
         self._wakeup = _wakeup_pipe()
         self._epoll = select.epoll()
-        for fd in (self._wakeup, self._deadlines.fd):
+        for fd in (self._wakeup, self._deadlines.fd, self._runs.warm.poll.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
         self._await_head()
 
@@ -90,6 +90,8 @@ class Launcher:
                 self._on_head(self._head, ready)
             elif self._listener.fileno() in ready:
                 self._accept()
+            if self._runs.warm.poll.fileno() in ready:
+                self._runs.warm.serve()
             if self._deadlines.fd in ready:
                 self._on_deadlines()
             if self._table.ready:
@@ -192,7 +194,7 @@ class Launcher:
                 for job, epoch, deadline in frame.deadlines:
                     self._runs.renew((job, epoch), deadline)
             case BaseEnv():
-                self._runs.spawner.set_base(frame)
+                self._runs.set_base(frame)
             case Stop():
                 self._begin_stop(frame)
 

@@ -18,9 +18,10 @@ import msgspec
 from chappe.core.faults import reach
 from chappe.pilot.launch_table import Run, Table
 from chappe.pilot.launch_timer import Deadlines, boot_now
-from chappe.pilot.launch_wire import Key, KillOrder, KillReason
+from chappe.pilot.launch_warm import Warm, Worker
+from chappe.pilot.launch_wire import BaseEnv, Done, Key, KillOrder, KillReason
 from chappe.pilot.procs import Marked, signal_marked
-from chappe.pilot.reap import Reaper, kill_group
+from chappe.pilot.reap import WARM, Exit, Reaper, Usage, kill_group
 from chappe.pilot.spawn import Spawner, StartError, read_tail
 
 _SPAWN_BURST = 32
@@ -36,7 +37,13 @@ class Runs:
         self._table = table
         self._deadlines = deadlines
         self._reaper = Reaper(session)
+        self.warm = Warm(self.spawner, table, self._reaper, deadlines, self._done)
         self._draining: dict[Key, Run] = {}
+
+    def set_base(self, base: BaseEnv) -> None:
+        """Take what all tasks have in common."""
+        self.spawner.set_base(base)
+        self.warm.environments = base.environments
 
     def start_ready(self) -> None:
         """Start a burst of what is ready, no more, so that a large batch does not delay a kill."""
@@ -49,7 +56,10 @@ class Runs:
                 continue
             reach("launcher.before_spawn")
             try:
-                pid = self.spawner.start(task)
+                worker = self.warm.take(task) if task.call is not None else None
+                if worker is None and task.call is not None:
+                    continue
+                pid = self.spawner.start(task) if worker is None else worker.pid
             except StartError as error:
                 self._table.fail(task, error.message, time.time())
                 continue
@@ -58,14 +68,21 @@ class Runs:
             self._reaper.watch(pid, task.key)
             self._table.start(run)
             self._watch(run)
+            if worker is not None:
+                self.warm.begin(worker, run)
         self.spawner.settle()
 
     def reap(self) -> None:
         """Take in every child that ended, and tell the ends of the runs of which nothing is left."""
         for key, exit_ in self._reaper.collect():
             reach("launcher.after_reap")
+            if key[0] == WARM:
+                self.warm.exited(key[1])
+                continue
             run = self._table.runs[key]
-            run.exit = exit_
+            done, used = self.warm.last_words(key)
+            run.done = run.done or done
+            run.exit = _exit_of(run.done) if run.done is not None else _less(exit_, used)
             self._draining[key] = run
         if not self._draining:
             return
@@ -76,6 +93,25 @@ class Runs:
             elif run.give_up_at == inf:
                 run.give_up_at = boot_now() + _GIVE_UP_S
                 self._watch(run)
+
+    def _done(self, worker: Worker, done: Done) -> None:
+        """A worker says that its call is over."""
+        run = worker.run
+        if run is None or run.done is not None:
+            kill_group(
+                worker.pid, signal.SIGKILL
+            )  # it speaks out of turn: the function has its socket
+            return
+        run.done = done
+        if done.leftovers or run.reason is not None:
+            # Over once its process is gone, and all that it leaves. What was signalled gets no other call.
+            kill_group(worker.pid, signal.SIGKILL)
+            return
+        worker.used = (worker.used[0] + done.user_s, worker.used[1] + done.system_s)
+        run.exit = _exit_of(done)
+        self._reaper.forget(run.pid, run.task.key)
+        self.warm.free(worker, keep=not done.last)
+        self._table.finish(run, done.tail or self._tail(run), time.time(), boot_now())
 
     def kill(self, orders: list[KillOrder]) -> None:
         """End these runs, and refuse those that still wait to be started."""
@@ -108,6 +144,8 @@ class Runs:
         late: list[tuple[Run, KillReason, float]] = []
         for key in keys:
             run = self._table.runs.get(key)
+            if key[0] == WARM:
+                self.warm.overdue(key[1])
             if run is None:
                 continue
             run.watched_at = inf
@@ -145,15 +183,20 @@ class Runs:
             self._deadlines.add(run.due_at, run.task.key)
 
     def _alive(self, key: Key) -> bool:
+        if key[0] == WARM:
+            return self.warm.forking
         run = self._table.runs.get(key)
         return run is not None and run.exit is None
 
     def _finish(self, run: Run) -> None:
         task = run.task
-        failed = run.reason is not None or (run.exit is not None and run.exit.status != 0)
         del self._draining[task.key]
         self._reaper.forget(run.pid, task.key)
-        self._table.finish(run, read_tail(task) if failed else "", time.time(), boot_now())
+        self._table.finish(run, self._tail(run), time.time(), boot_now())
+
+    def _tail(self, run: Run) -> str:
+        failed = run.reason is not None or (run.exit is not None and run.exit.status != 0)
+        return read_tail(run.task) if failed else ""
 
     def _end(self, orders: Iterable[tuple[Run, KillReason, float]]) -> None:
         """Signal each run's group; with a grace also what left it, then watch for its end."""
@@ -177,6 +220,21 @@ class Runs:
             asked[run.task.key] = run
         if asked:
             signal_marked(self._session, lambda process: _left(process, asked), signal.SIGTERM)
+
+
+def _exit_of(done: Done) -> Exit:
+    """The end of a call, in the terms of a process."""
+    usage = Usage(done.user_s, done.system_s, done.max_rss_bytes // 1024, done.written_bytes // 512)
+    return Exit(done.exit << 8, usage)
+
+
+def _less(exit_: Exit, used: tuple[float, float]) -> Exit:
+    """The end of a process, without what it used before its last call."""
+    u = exit_.usage
+    usage = Usage(
+        max(0.0, u.ru_utime - used[0]), max(0.0, u.ru_stime - used[1]), u.ru_maxrss, u.ru_oublock
+    )
+    return Exit(exit_.status, usage)
 
 
 def _left(process: Marked, runs: dict[Key, Run]) -> bool:

@@ -14,6 +14,7 @@ from math import inf
 
 from chappe.core.limits import HELD_PER_SESSION
 from chappe.pilot.launch_wire import (
+    Done,
     Ended,
     EndReason,
     Events,
@@ -43,6 +44,7 @@ class Run:
 
     __slots__ = (
         "began_at",
+        "done",
         "exit",
         "give_up_at",
         "kill_at",
@@ -69,6 +71,7 @@ class Run:
         self.warned = False
         self.kill_at = inf  # when SIGTERM becomes SIGKILL
         self.reason: KillReason | None = None  # why it is being ended; the first reason stays
+        self.done: Done | None = None  # what a worker said, while it is still to go
         self.exit: Exit | None = None  # set once the main process ended; others are being killed
         self.give_up_at = inf  # when its end is told though something outlives SIGKILL
         self.watched_at = inf  # the earliest time at which the deadlines have it
@@ -94,6 +97,7 @@ class Table:
         self._waiting: dict[Key, Task] = {}
         self._ended: dict[Key, Ended] = {}
         self._ready: deque[Task] = deque()
+        self._parked: set[Key] = set()  # of those that wait: no worker for them yet
         self._lanes: dict[int, deque[Task]] = {}  # an entry: the lane is occupied
         self._new_started: dict[Key, Started] = {}
         self._new_ended: list[Ended] = []
@@ -139,6 +143,24 @@ class Table:
         del self._waiting[task.key]
         return task
 
+    def park(self, task: Task) -> None:
+        """A task taken by `next_ready` waits for a worker; its lane waits with it."""
+        self._waiting[task.key] = task
+        self._parked.add(task.key)
+
+    def unpark(self, key: Key) -> bool:
+        """There is a worker for a parked task; whether it still wants one."""
+        if key not in self._parked:
+            return False
+        self._parked.discard(key)
+        self._ready.appendleft(self._waiting[key])
+        return True
+
+    def fail_parked(self, key: Key, message: str, at: float) -> None:
+        """There will be no worker for a parked task, if it still wants one."""
+        if self.unpark(key):
+            self.fail(self.next_ready(), message, at)
+
     def renew(self, key: Key, deadline: float) -> None:
         """Move the takeover deadline of a task that still waits."""
         if (task := self._waiting.get(key)) is not None:
@@ -180,7 +202,10 @@ class Table:
         task = self._waiting.pop(key, None)
         if task is None:
             return False
-        if task in self._ready:
+        if key in self._parked:
+            self._parked.discard(key)
+            self._free(task.lane)
+        elif task in self._ready:
             self._ready.remove(task)
             self._free(task.lane)
         else:
@@ -194,12 +219,14 @@ class Table:
             self.refuse(task, reason)
         self._waiting.clear()
         self._ready.clear()
+        self._parked.clear()
         # A lane whose task runs is still occupied; the others were occupied by what waited.
         running = {run.task.lane for run in self.runs.values()}
         self._lanes = {lane: deque() for lane in self._lanes if lane in running}
 
     def finish(self, run: Run, tail: str, at: float, now: float) -> None:
-        """A run is over and nothing of it is left; `run.exit` says how its main process ended."""
+        """A run is over and nothing of it is left; `run.exit` says how its main process ended, `run.done`
+        what the worker that called a function said of it."""
         if run.exit is None:
             raise ValueError(f"{run.task.key} still runs")
         code = os.waitstatus_to_exitcode(run.exit.status)
@@ -227,6 +254,7 @@ class Table:
                 max_rss_bytes=usage.ru_maxrss * 1024,
                 written_bytes=usage.ru_oublock * 512,
                 tail=tail,
+                result="" if run.done is None or run.reason is not None else run.done.result,
             ),
         )
 

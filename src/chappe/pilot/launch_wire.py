@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -34,6 +34,7 @@ Key = tuple[str, int]
 """(job, epoch): what a run is known by."""
 
 _LENGTH = struct.Struct(">I")
+T = TypeVar("T")
 
 
 class FrameError(ChappeError):
@@ -42,8 +43,40 @@ class FrameError(ChappeError):
     default_code = "bad_frame"
 
 
+class Environment(msgspec.Struct, frozen=True, array_like=True):
+    """An interpreter in which functions run: what its zygote imports before it forks workers, and when a
+    worker is replaced (after so many calls, or so much growth in bytes)."""
+
+    python: str
+    preload: list[str]
+    env: dict[str, str]
+    recycle_calls: int
+    recycle_bytes: int
+
+
+class Call(msgspec.Struct, array_like=True, gc=False):
+    """A function to call in a worker, instead of a program to start.
+
+    `code` is the file with the pickled function, `sha256` (hex) what it must hold; `arguments` are the
+    pickled (args, kwargs); `python` the version that pickled them. `result` is the path, without its
+    suffix, of the file for a value too large for a frame (up to `result_bytes`); `reference` the same
+    relative to the Site's data directory.
+    """
+
+    environment: str
+    name: str
+    code: str
+    sha256: str
+    arguments: bytes
+    python: str
+    result: str
+    reference: str
+    result_bytes: int
+    own_process: bool = False
+
+
 class Task(msgspec.Struct, array_like=True, gc=False):
-    """One process to start.
+    """One process to start, or with `call` one function to call in a warm worker.
 
     `argv[0]` is looked up in the PATH of the task's own environment unless it holds a slash. `env` is added
     to the `BaseEnv`; the launcher itself sets CHAPPE_JOB_ID, CHAPPE_EPOCH, CHAPPE_ATTEMPT and
@@ -83,6 +116,7 @@ class Task(msgspec.Struct, array_like=True, gc=False):
     warn_signal: int = 0
     ends_at: float | None = None
     place: str = ""
+    call: Call | None = None
 
     @property
     def key(self) -> Key:
@@ -95,6 +129,7 @@ class BaseEnv(msgspec.Struct, frozen=True, array_like=True, tag="base_env"):
 
     env: dict[str, str]
     shared_log: str = ""
+    environments: dict[str, Environment] = {}
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
@@ -168,7 +203,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     One of `exit` and `signal` is set unless it never started (`started_at` is None then, and `tail` says
     why). Usage is of the main process and what it waited for; `max_rss_bytes` is never below the launcher's
-    own peak, which vfork lends to the child until it calls exec.
+    own peak, which vfork lends to the child until it calls exec. `result` is what a call returned or raised.
     """
 
     job: str
@@ -185,6 +220,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
     max_rss_bytes: int = 0
     written_bytes: int = 0
     tail: str = ""
+    result: str = ""
 
     @property
     def key(self) -> Key:
@@ -225,6 +261,42 @@ class Events(msgspec.Struct, frozen=True, array_like=True, tag="events"):
     refused: list[Refused]
 
 
+class Work(msgspec.Struct, frozen=True, array_like=True):
+    """The launcher to a worker: do this. `env` is the whole environment of the call."""
+
+    task: Task
+    env: dict[str, str]
+    shared_log: str
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True):
+    """A worker to the launcher: the call is over. Usage is of this call; `result` stands for its value or
+    its exception (see link.values), "" if there is none. With `last` the worker is ending; with
+    `leftovers` it has children, and the call is over only when they are gone."""
+
+    exit: int
+    user_s: float
+    system_s: float
+    max_rss_bytes: int
+    written_bytes: int
+    tail: str
+    result: str
+    last: bool
+    leftovers: bool
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+    """A zygote to the launcher: it can fork. `error` says why it never will, "" if it can."""
+
+    error: str = ""
+
+
+class Forked(msgspec.Struct, frozen=True, array_like=True, tag="forked"):
+    """A zygote to the launcher: the next worker asked for is this process, leader of its own session."""
+
+    pid: int
+
+
 HeadFrame = BaseEnv | Start | Kill | Withdraw | Renew | Ack | Stop
 LauncherFrame = Snapshot | Events
 
@@ -233,7 +305,7 @@ _head_decoder: msgspec.msgpack.Decoder[HeadFrame] = msgspec.msgpack.Decoder(Head
 _launcher_decoder: msgspec.msgpack.Decoder[LauncherFrame] = msgspec.msgpack.Decoder(LauncherFrame)
 
 
-def encode(message: HeadFrame | LauncherFrame) -> bytes:
+def encode(message: HeadFrame | LauncherFrame | Work | Done | Ready | Forked) -> bytes:
     """The frame of `message`. Raises FrameError when it is longer than FRAME_BYTES."""
     frame = bytearray(_LENGTH.size)
     _encoder.encode_into(message, frame, _LENGTH.size)
@@ -246,18 +318,39 @@ def encode(message: HeadFrame | LauncherFrame) -> bytes:
 
 def decode_head(payload: bytes) -> HeadFrame:
     """What the head said. Raises FrameError."""
-    try:
-        return _head_decoder.decode(payload)
-    except msgspec.MsgspecError as error:
-        raise FrameError(f"the head sent no valid frame: {error}") from error
+    return _decode(_head_decoder, payload, "head")
 
 
 def decode_launcher(payload: bytes) -> LauncherFrame:
     """What the launcher said. Raises FrameError."""
+    return _decode(_launcher_decoder, payload, "launcher")
+
+
+_work_decoder: msgspec.msgpack.Decoder[Work] = msgspec.msgpack.Decoder(Work)
+_done_decoder: msgspec.msgpack.Decoder[Done] = msgspec.msgpack.Decoder(Done)
+_zygote_decoder: msgspec.msgpack.Decoder[Ready | Forked] = msgspec.msgpack.Decoder(Ready | Forked)
+
+
+def decode_work(payload: bytes) -> Work:
+    """What the launcher wants of a worker. Raises FrameError."""
+    return _decode(_work_decoder, payload, "launcher")
+
+
+def decode_done(payload: bytes) -> Done:
+    """What a worker said. Raises FrameError."""
+    return _decode(_done_decoder, payload, "worker")
+
+
+def decode_zygote(payload: bytes) -> Ready | Forked:
+    """What a zygote said. Raises FrameError."""
+    return _decode(_zygote_decoder, payload, "zygote")
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], payload: bytes, who: str) -> T:
     try:
-        return _launcher_decoder.decode(payload)
+        return decoder.decode(payload)
     except msgspec.MsgspecError as error:
-        raise FrameError(f"the launcher sent no valid frame: {error}") from error
+        raise FrameError(f"the {who} sent no valid frame: {error}") from error
 
 
 class FrameReader:

@@ -28,12 +28,24 @@ from chappe.pilot.procs import ChildList, mark_of
 if TYPE_CHECKING:
     from resource import struct_rusage
 
+WARM = "warm"
+"""In the place of a Job's id: the mark, and the key, of zygotes and of workers without a call."""
+
+
+class Usage(NamedTuple):
+    """What one call took, in the terms of getrusage(2)."""
+
+    ru_utime: float
+    ru_stime: float
+    ru_maxrss: int
+    ru_oublock: int
+
 
 class Exit(NamedTuple):
     """How a main process ended: its wait status and its usage."""
 
     status: int
-    usage: struct_rusage
+    usage: struct_rusage | Usage
 
 
 class Reaper:
@@ -48,9 +60,13 @@ class Reaper:
         self._owners: dict[int, frozenset[Key]] = {}
 
     def watch(self, pid: int, key: Key) -> None:
-        """`pid` was just started, leader of a session of its own, as the main process of `key`."""
+        """`pid`, leader of a session of its own, is the main process of `key` from now on."""
         self._mains[pid] = key
         self._sessions[pid] = key
+
+    def keep(self, pid: int) -> None:
+        """`pid` is a zygote, or a worker without a call; its end is told under (WARM, pid)."""
+        self._mains[pid] = (WARM, pid)
 
     def forget(self, pid: int, key: Key) -> None:
         """The run is settled; its session's number may be another's from now on."""

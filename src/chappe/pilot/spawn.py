@@ -40,8 +40,8 @@ class Spawner:
     def __init__(self, session: str) -> None:
         self._session = session
         self._base: dict[str, str] = {}
+        self.shared_log = ""
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self._shared_log = ""
         self._shared_fd = -1
         self._home = os.sched_getaffinity(0)
         self._placed: list[int] = []
@@ -50,21 +50,14 @@ class Spawner:
     def set_base(self, base: BaseEnv) -> None:
         """Take the environment and the shared log that all tasks have in common."""
         self._base = base.env
-        if base.shared_log != self._shared_log and self._shared_fd >= 0:
+        if base.shared_log != self.shared_log and self._shared_fd >= 0:
             os.close(self._shared_fd)
             self._shared_fd = -1
-        self._shared_log = base.shared_log
+        self.shared_log = base.shared_log
 
     def start(self, task: Task) -> int:
         """Start `task` in a session and process group of its own; its pid. Raises StartError."""
-        env = {
-            **self._base,
-            **task.env,
-            "CHAPPE_SESSION": self._session,
-            "CHAPPE_JOB_ID": task.job,
-            "CHAPPE_EPOCH": str(task.epoch),
-            "CHAPPE_ATTEMPT": str(task.attempt),
-        }
+        env = self.environment(task)
         try:
             os.chdir(task.cwd)
         except (OSError, ValueError) as error:
@@ -82,6 +75,30 @@ class Spawner:
             for fd in opened:
                 os.close(fd)
 
+    def environment(self, task: Task) -> dict[str, str]:
+        """What the process of a task finds in its environment."""
+        return {
+            **self._base,
+            **task.env,
+            "CHAPPE_SESSION": self._session,
+            "CHAPPE_JOB_ID": task.job,
+            "CHAPPE_EPOCH": str(task.epoch),
+            "CHAPPE_ATTEMPT": str(task.attempt),
+        }
+
+    def start_zygote(self, argv: list[str], env: dict[str, str], control: int) -> int:
+        """Start a zygote whose standard input is the socket `control`; its pid. Raises StartError.
+
+        It speaks to nobody else: what it prints goes to our log.
+        """
+        env = {**self._base, **env, "CHAPPE_SESSION": self._session}
+        os.chdir("/")
+        self._place([])
+        try:
+            return self._spawn(argv[0], argv, env, 2, 2, control)
+        except (OSError, ValueError) as error:
+            raise _failure("execute", argv[0], error) from error
+
     def settle(self) -> None:
         """Leave the last task's cores and directory, which the launcher must not occupy."""
         # Fails only when the node's own CPU set was taken away meanwhile; the last cores are then home.
@@ -89,10 +106,20 @@ class Spawner:
             self._place([])
         os.chdir("/")
 
-    def _spawn(self, program: str, argv: list[str], env: dict[str, str], out: int, err: int) -> int:
+    def _spawn(
+        self,
+        program: str,
+        argv: list[str],
+        env: dict[str, str],
+        out: int,
+        err: int,
+        stdin: int | None = None,
+    ) -> int:
+        if stdin is None:
+            stdin = self._null
         if self._has_setsid:
             actions = [
-                (os.POSIX_SPAWN_DUP2, self._null, 0),
+                (os.POSIX_SPAWN_DUP2, stdin, 0),
                 (os.POSIX_SPAWN_DUP2, out, 1),
                 (os.POSIX_SPAWN_DUP2, err, 2),
             ]
@@ -108,7 +135,7 @@ class Spawner:
                 )
             except NotImplementedError:
                 self._has_setsid = False
-        return _popen(program, argv, env, self._null, out, err)
+        return _popen(program, argv, env, stdin, out, err)
 
     def _place(self, cores: list[int]) -> None:
         if cores == self._placed:
@@ -125,7 +152,7 @@ class Spawner:
         if task.log == "none":
             return self._null
         if self._shared_fd < 0:
-            self._shared_fd = _open_log(self._shared_log, [])
+            self._shared_fd = _open_log(self.shared_log, [])
         return self._shared_fd
 
 

@@ -16,6 +16,7 @@ class Statement(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     `key` is the signer's public key (base64, 32 bytes); `not_after` is in seconds since 1970.
     `max_attempts`, when given, replaces the specs' own: that is how a retry beyond them is signed.
+    `code` holds pickled functions (base64) that its specs name by their sha256: each is sent once.
     """
 
     key: str
@@ -24,6 +25,7 @@ class Statement(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     hashes: str
     max_attempts: int | None = None
     v: int = 1
+    code: tuple[str, ...] = ()
 
 
 class Submission(msgspec.Struct, frozen=True, gc=False):
