@@ -34,6 +34,9 @@ from chappe.sdk.errors import (
     Unavailable,
     WaitTimeout,
 )
+from chappe.sdk.executor import Executor
+from chappe.sdk.functions import FunctionApp, app
+from chappe.sdk.keyring import SiteKeyChanged
 from chappe.sdk.results import (
     ResultFile,
 )
@@ -49,6 +52,7 @@ from chappe.sdk.sync import (
     as_completed,
     wait_all,
 )
+from chappe.sdk.values import RemoteError, SiteFile
 from chappe.wire.events import (
     Event,
 )
@@ -77,7 +81,9 @@ __all__ = [
     "Conflict",
     "Draft",
     "Event",
+    "Executor",
     "Forbidden",
+    "FunctionApp",
     "Gone",
     "Invalid",
     "Job",
@@ -89,8 +95,11 @@ __all__ = [
     "Options",
     "Outcome",
     "Parameter",
+    "RemoteError",
     "ResultFile",
     "Selection",
+    "SiteFile",
+    "SiteKeyChanged",
     "SiteView",
     "TooLarge",
     "Unauthenticated",
@@ -98,6 +107,7 @@ __all__ = [
     "WaitTimeout",
     "Where",
     "Why",
+    "app",
     "as_completed",
     "wait_all",
 ]

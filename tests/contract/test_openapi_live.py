@@ -18,6 +18,7 @@ from chappe.testing.hub import RunningHub, start_hub
 from chappe.wire.bulk import NewAct, NewSelection
 from chappe.wire.jobs import ActOnJobs, EnvelopeChange, JobFilter, QueryJobs
 from chappe.wire.people import NewInvitation, NewProject, NewServiceToken, NewUser, SetMember
+from chappe.wire.results import AskResults
 from chappe.wire.sites import AgentSync, NewSite, NewToken
 from tests.integration.hub_rig import World, raw, world
 
@@ -89,6 +90,7 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
         await call("GET", "/v1/jobs/{id}" + path, id=child)
     await call("GET", "/v1/sites/{id}", id=w.site_id)
     await call("POST", "/v1/jobs/query", QueryJobs(JobFilter()))
+    await call("POST", "/v1/jobs/results", AskResults([child]))
     for act in ("cancel", "retry", "delete"):
         await call("POST", f"/v1/jobs/{act}", ActOnJobs(JobFilter(ids=[child])))
     for act in ("hold", "release", "update"):

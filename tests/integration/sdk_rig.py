@@ -48,6 +48,16 @@ separate_stderr = true
 """
 
 
+ENVIRONMENTS = """
+[functions.environments.quick]
+preload = ["numpy"]
+own_directory = false
+log = "shared"
+[functions.environments.broken]
+preload = ["no_such_module"]
+"""
+
+
 class Said(NamedTuple):
     """What a command answered."""
 
@@ -113,7 +123,10 @@ def place(directory: Path) -> Generator[Place, None, None]:
             (site / "apps" / "wave.toml").write_text(app)
             # The one pilot is asked for, and not replaced when it is cancelled at the end.
             config = (site / "site.toml").read_text()
-            (site / "site.toml").write_text(config.replace("# keep = 1", "keep = 0"))
+            config = config.replace("# keep = 1", "keep = 0")
+            (site / "site.toml").write_text(
+                config.replace("# allowed = false", "allowed = true") + ENVIRONMENTS
+            )
             cursor = client.cursor()
             daemon.start(site)
             batch_job = client.admin.new_batch_job(SITE)

@@ -33,6 +33,7 @@ ONLY: dict[str, set[str]] = {
     "POST /v1/jobs/delete": {"user"},
     "GET /v1/jobs": {"user"},
     "POST /v1/jobs/query": {"user"},
+    "POST /v1/jobs/results": {"user"},
     "GET /v1/jobs/counts": {"user"},
     "GET /v1/events": {"user"},
     "GET /v1/events/stream": {"user"},

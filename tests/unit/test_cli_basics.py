@@ -41,7 +41,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "hub": "backup restore start",
         "job": "cancel hold logs ls release result retry rm show submit update watch",
         "session": "end ls",
-        "site": "check init ls rm start status stop token",
+        "site": "check init key ls rm start status stop token",
         "token": "ls new revoke",
         "user": "add disable enable invite ls",
         "project": "create ls",

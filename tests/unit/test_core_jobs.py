@@ -120,10 +120,35 @@ def test_a_spec_that_is_too_large() -> None:
     assert str(limits.SPEC_BYTES) in error.message
 
 
-@pytest.mark.parametrize("fields", [{"app": None}, {"command": ["true"]}])
+FUNCTION = {"name": "f", "code": "0" * 64, "arguments": "", "python": "3.12"}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"code": "0" * 63}, "function.code"),
+        ({"code": "G" * 64}, "function.code"),
+        ({"name": ""}, "function.name"),
+        ({"name": "a\nb"}, "function.name"),
+        ({"environment": "../x"}, "function.environment"),
+        ({"python": "three"}, "function.python"),
+        ({"arguments": "A" * 4 * (limits.ARGUMENT_BYTES // 3 + 1)}, "function.arguments"),
+        ({"shell": "rm"}, "function.shell"),
+    ],
+)
+def test_a_function_is_named_by_what_it_is(change: dict[str, Any], field: str) -> None:
+    assert decode_spec(raw(app=None, function=FUNCTION)).function is not None
+    assert refused(raw(app=None, function=FUNCTION | change)).field == field
+    assert refused(raw(app=None, function=FUNCTION, parameters={"a": 1})).field == "parameters"
+
+
+@pytest.mark.parametrize("fields", [{"app": None}, {"command": ["true"]}, {"function": FUNCTION}])
 def test_exactly_one_of_app_and_command(fields: dict[str, Any]) -> None:
     error = refused(raw(**fields))
-    assert (error.field, error.message) == ("app", "give exactly one of `app` and `command`")
+    assert (error.field, error.message) == (
+        "app",
+        "give exactly one of `app`, `command` and `function`",
+    )
 
 
 def command(*argv: str) -> bytes:

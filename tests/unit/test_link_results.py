@@ -148,7 +148,7 @@ def test_a_missing_file_has_its_own_code(tmp_path: Path) -> None:
 def test_a_large_file_is_told_its_size_and_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_bytes(b"1" * limits.RESULT_BYTES)
-    assert len(results._read_bounded(path)) == limits.RESULT_BYTES
+    assert len(results.read_bounded(path)) == limits.RESULT_BYTES
     os.truncate(path, 1 << 40)
     with pytest.raises(ResultProblem, match=str(1 << 40)) as caught:
         results.check_result(path)

@@ -53,7 +53,7 @@ class Place:
         self.key: SigningKey = load_or_create(path / "key")
         add(path / "trusted_keys", self.key.public_b64, "test")
         self.session = Session(new_id(), new_id(), new_id(), "paris", "https://hub", str(path))
-        self.preparer = Preparer(self.session)
+        self.preparer = Preparer(self.session, path / "session")
         self.desk = Desk(path / "session", open_journal(path / "journal", 0.0)[0], self.preparer)
 
     def app(self, files: str = "") -> None:

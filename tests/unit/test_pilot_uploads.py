@@ -21,9 +21,11 @@ from chappe.core.errors import (
     Unavailable,
 )
 from chappe.core.leases import Outcome, Reason
+from chappe.link.clock import new_id
 from chappe.link.http import HubClient
 from chappe.link.journal import End
 from chappe.link.transport import BadReply
+from chappe.link.values import Seal
 from chappe.pilot import uploads
 from chappe.pilot.uploads import Uploads
 from chappe.wire.results import PutResults, PutResultsReply, ResultUpload, ResultVerdict
@@ -64,7 +66,9 @@ class Rig:
         self.told: list[End] = []
         self.hops = 0
         self._told = asyncio.Event()
-        self.uploads = Uploads(cast(HubClient, self.hub), self._disk, self._on_end)
+        self.uploads = Uploads(
+            cast(HubClient, self.hub), self._disk, self._on_end, Seal(new_id(), directory)
+        )
 
     def _disk(self, work: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         self.hops += 1

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from chappe.link.functions import FunctionEnvironment, FunctionRules
 from chappe.site import config
 from chappe.site.config import SiteProblem
 
 
 def uncommented(text: str) -> str:
     """The template with every default made a setting."""
-    return re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+    return re.sub(r"^# (\w+ = |\[)", r"\1", text, flags=re.MULTILINE)
 
 
 def test_the_template_is_a_valid_file_and_says_the_defaults() -> None:
@@ -25,12 +27,16 @@ def test_the_template_is_a_valid_file_and_says_the_defaults() -> None:
 def test_the_defaults_shown_as_comments_are_the_defaults() -> None:
     text = uncommented(config.TEMPLATE).replace('env = { NAME = "value" }', "env = {}")
     text = text.replace("named = { licence = 4 }", "named = {}")
-    assert config.parse(text, "site.toml") == config.parse(config.TEMPLATE, "site.toml")
+    parsed = config.parse(text, "site.toml")
+    assert parsed.functions.environments == {"default": FunctionEnvironment()}
+    template = config.parse(config.TEMPLATE, "site.toml")
+    assert msgspec.structs.replace(parsed, functions=FunctionRules()) == template
 
 
 def test_every_setting_is_in_the_reference_with_its_meaning() -> None:
     page = config.reference()
-    for section in ("hub", "site", "scheduler", "pilot", "resources"):
+    tables = ("functions", "functions.environments.NAME")
+    for section in ("hub", "site", "scheduler", "pilot", "resources", *tables):
         assert f"## [{section}]" in page
     for key in ("url", "keep", "status_interval_s", "node_local", "kill_s"):
         assert re.search(rf"\| `{key}` \| [^|]+ \| \S", page)
@@ -47,11 +53,22 @@ def test_every_setting_is_in_the_reference_with_its_meaning() -> None:
         (('name = "my-site"\n', ""), "[site]", "site.name"),
         (("[pilot]", "[pilots]"), "[pilots]", "pilots"),
         (('# env = { NAME = "value" }', 'env = { "A-B" = "x" }'), "env = ", "pilot.env.A-B"),
+        (("# allowed = false", "allowed = 1"), "allowed = ", "functions.allowed"),
+        (
+            ("# [functions.environments.default]", '[functions.environments.x]\npython = "bin/p"'),
+            "python = ",
+            "absolute path",
+        ),
+        (
+            ("# [functions.environments.default]", '[functions.environments.x]\npreload = ["a b"]'),
+            "preload = ",
+            "'a b' is no module",
+        ),
         (("# cores = 0", "cores = = 0"), "cores = ", "Invalid value"),
     ],
 )
 def test_an_error_names_file_line_and_field(change: tuple[str, str], line: str, says: str) -> None:
-    text = config.TEMPLATE.replace(*change)
+    text = config.TEMPLATE.replace(*change, 1)
     assert text != config.TEMPLATE
     with pytest.raises(SiteProblem) as caught:
         config.parse(text, "somewhere/site.toml")

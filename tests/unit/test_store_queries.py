@@ -216,7 +216,9 @@ def test_a_result_is_shown_when_its_job_has_finished(rig: StoreRig, site: SiteRi
     assert rig.ask(queries.result, rig.user, job.id) == ("image/png", "a" * 64, b"png")
 
 
-def test_a_result_of_a_job_that_failed_is_not_shown(rig: StoreRig, site: SiteRig) -> None:
+def test_a_result_of_a_job_that_failed_is_what_it_raised_and_no_childs_business(
+    rig: StoreRig, site: SiteRig
+) -> None:
     job = rig.spec(site)
     rig.submit(job)
     pilot = site.add_pilot()
@@ -224,8 +226,7 @@ def test_a_result_of_a_job_that_failed_is_not_shown(rig: StoreRig, site: SiteRig
     put(pilot, grant, "a" * 64)
     pilot.run(grant, exit=1, result_sha256="a" * 64)
     assert rig.job(job.id).state == "FAILED"
-    with pytest.raises(NotFound):
-        rig.ask(queries.result, rig.user, job.id)
+    assert rig.ask(queries.result, rig.user, job.id)[1] == "a" * 64
     child = rig.spec(site, parents=(job.id,), on_parent_failure="anyway")
     rig.submit(child)
     (parent,) = rig.ask(queries.parents, rig.user, child.id, None).parents

@@ -45,8 +45,9 @@ def init(out: Out, directory: Path, name: str | None, trust: str | None) -> None
     with out.client() as client:
         access = HubAccess(client.settings.url, client.settings.token, client.settings.ca_file)
         key = trust or client.public_key()
-    called = name or re.sub(r"[^A-Za-z0-9_.-]", "-", directory.resolve().name)
-    made = init_site(directory, called, access, key, comment=getpass.getuser())
+        called = name or re.sub(r"[^A-Za-z0-9_.-]", "-", directory.resolve().name)
+        made = init_site(directory, called, access, key, comment=getpass.getuser())
+        client.know_site(made.id, made.key)
 
     def words() -> None:
         out.say(f"{made.directory} is the site {made.name!r}; it trusts {key}")
@@ -54,6 +55,17 @@ def init(out: Out, directory: Path, name: str | None, trust: str | None) -> None
         out.say(f"  next: chappe site start {directory}")
 
     out.one(made, words)
+
+
+@command.command()
+@_DIRECTORY
+@with_output
+def key(out: Out, directory: Path) -> None:
+    """Show the site's own public key, by which users know what its functions returned."""
+    from chappe.site.init import public_key  # here: `--help` does without it
+
+    found = public_key(directory)
+    out.one({"key": found}, out.say, found)
 
 
 @command.command()

@@ -62,6 +62,7 @@ RULES: Mapping[str, Row] = {
     "GET /v1/jobs": _VIEW,
     "POST /v1/jobs/query": _VIEW,
     "GET /v1/jobs/counts": _VIEW,
+    "POST /v1/jobs/results": _VIEW,
     "POST /v1/jobs/cancel": _OPERATE,
     "POST /v1/jobs/retry": _OPERATE,
     "POST /v1/jobs/delete": _OPERATE,

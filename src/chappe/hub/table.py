@@ -46,6 +46,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/jobs/hold", jobs.hold),
     Route("POST", "/v1/jobs/release", jobs.release),
     Route("POST", "/v1/jobs/update", jobs.update),
+    Route("POST", "/v1/jobs/results", results.show_many),
     Route("GET", "/v1/jobs/{id}", jobs.show),
     Route("GET", "/v1/jobs/{id}/events", jobs.events, (410,)),
     Route("GET", "/v1/jobs/{id}/why", jobs.explain),

@@ -11,16 +11,18 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from chappe.core.errors import Invalid
-from chappe.core.jobs import JobSpec, decode_spec
+from chappe.core.jobs import FunctionRef, JobSpec, decode_spec
 from chappe.core.parameters import Value
 from chappe.link.apps import LoadedApp
+from chappe.link.functions import DEFAULT, NO_FUNCTIONS, FunctionEnvironment, FunctionRules
 from chappe.link.signing import SignatureProblem, VerifiedSubmission, check_grant
 from chappe.wire.sync import Grant
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The grant may start. Without an `app` the spec's `command` is the argv (a signed raw command).
+    """The grant may start. Without an `app` the spec's `command` is the argv (a signed raw command), or
+    its `function` is called: `code` is then its pickle, as signed, and `environment` where it runs.
 
     `parameters` are complete and checked. `not_after` is the signature's end (seconds since 1970), None
     for an unsigned Job.
@@ -31,6 +33,8 @@ class Admitted:
     parameters: dict[str, Value]
     not_after: float | None
     max_attempts: int
+    code: bytes = b""
+    environment: FunctionEnvironment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ class Refusal:
     """The grant must not start: a code for programs, words for the user.
 
     Codes: unsigned bad_signature untrusted_key altered expired bad_spec id_mismatch wrong_project
-    wrong_site attempts app_unknown app_version env_not_allowed bad_parameters.
+    wrong_site attempts app_unknown app_version env_not_allowed bad_parameters
+    functions_not_allowed environment_unknown code_missing.
     """
 
     code: str
@@ -54,6 +59,7 @@ def admit(
     site: str,
     project: str,
     now: float,
+    functions: FunctionRules = NO_FUNCTIONS,
 ) -> Admitted | Refusal:
     """Decide about one grant at a Site (`site` and `project` are ids, `now` seconds since 1970).
 
@@ -80,6 +86,8 @@ def admit(
     if refusal is not None:
         return refusal
     not_after = verified.not_after if verified is not None else None
+    if spec.function is not None:
+        return _admit_function(spec, spec.function, verified, functions, most)
     if spec.app is None:
         if verified is None:
             return Refusal(
@@ -122,6 +130,35 @@ def _check_place(grant: Grant, spec: JobSpec, most: int, site: str, project: str
             "attempts", f"attempt {grant.attempt}, but at most {most} were allowed: sign a retry"
         )
     return None
+
+
+def _admit_function(
+    spec: JobSpec,
+    function: FunctionRef,
+    verified: VerifiedSubmission | None,
+    rules: FunctionRules,
+    most: int,
+) -> Admitted | Refusal:
+    """A function is its author's code: it needs the signature, the owner's leave, and its very bytes."""
+    if verified is None:
+        return Refusal("unsigned", "a function needs a signature: submit it with a key")
+    if not rules.allowed:
+        return Refusal(
+            "functions_not_allowed",
+            "the site runs no functions: its owner can set `allowed = true` under [functions] "
+            "in site.toml",
+        )
+    environment = rules.environment(function.environment)
+    if environment is None:
+        known = ", ".join(sorted({DEFAULT, *rules.environments}))
+        return Refusal(
+            "environment_unknown",
+            f"the site has no environment {function.environment!r} for functions (it has: {known})",
+        )
+    code = verified.code.get(function.code)
+    if code is None:
+        return Refusal("code_missing", "the signed submission does not hold the function's code")
+    return Admitted(spec, None, {}, verified.not_after, most, code, environment)
 
 
 def _admit_app(

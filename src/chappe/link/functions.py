@@ -104,6 +104,10 @@ class FunctionRules(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
         return FunctionEnvironment() if found is None and name == DEFAULT else found
 
 
+NO_FUNCTIONS = FunctionRules()
+"""What a Site says that says nothing."""
+
+
 def check_rules(rules: FunctionRules) -> None:
     """Raise Invalid naming the field that cannot be."""
     for name, environment in rules.environments.items():

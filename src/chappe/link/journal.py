@@ -37,7 +37,8 @@ class Granted(msgspec.Struct, frozen=True, tag="granted", omit_defaults=True):
 class End(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of a grant, until the Hub gives its verdict on the report. `kind` is end | refused.
 
-    `result` is the path of a result file that must be uploaded before the report; `orphan` marks the
+    `result` is the path of a result file, or a function's value (see link.values), that must be uploaded
+    before the report; `orphan` marks the
     outcome of a Job that the Hub had disowned.
     """
 

@@ -22,8 +22,17 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from chappe.core.errors import Invalid
-from chappe.link.keys import SigningKey, load_or_create
-from chappe.link.results import MEDIA, VALUE, Result, ResultProblem, check_bytes, read_bounded
+from chappe.link.journal import End
+from chappe.link.keys import KeyProblem, SigningKey, load_or_create
+from chappe.link.results import (
+    MEDIA,
+    VALUE,
+    Result,
+    ResultProblem,
+    check_bytes,
+    check_result,
+    read_bounded,
+)
 
 MSGPACK = MEDIA[".msgpack"]
 NPY = MEDIA[".npy"]
@@ -37,6 +46,8 @@ KEY_FILE = "signing_key"
 """The Site's own key, in its `secrets/`."""
 
 _SCHEME = "value:"
+MISSING = "value:"
+"""The reference of a call that is to give a value and has not."""
 
 
 class ValueProblem(Invalid):
@@ -101,11 +112,6 @@ def in_file(media: str, path: str) -> str:
     return f"{_SCHEME}{media};file,{path}"
 
 
-def is_value(reference: str) -> bool:
-    """Whether an End's `result` is a function's value, and not the path of an App's result file."""
-    return reference.startswith(_SCHEME)
-
-
 class Seal:
     """Seals values for one Site. The key is made on first use, by whoever is first."""
 
@@ -131,6 +137,17 @@ class Seal:
         data = msgspec.msgpack.encode(Envelope(statement, key.sign(PREFIX + statement), body))
         check_bytes(VALUE, data)
         return Result(VALUE, hashlib.sha256(data).hexdigest(), data)
+
+
+def delivered(end: End, seal: Seal) -> Result:
+    """The result that an end names, as it goes to the Hub: a function's value sealed, an App's file as it
+    is. Raises ResultProblem."""
+    if not end.result.startswith(_SCHEME):
+        return check_result(Path(end.result))
+    try:
+        return seal.result(end.result, end.job, end.attempt)
+    except KeyProblem as e:
+        raise ResultProblem(f"the site cannot sign it: {e.message}", code="site_key") from e
 
 
 _envelope = msgspec.msgpack.Decoder(Envelope)
@@ -166,7 +183,9 @@ def _resolve(reference: str) -> tuple[str, bytes]:
     media, _, form = head.partition(";")
     if form == "file":
         return media, read_bounded(Path(rest))
+    if form != "base64":
+        raise ResultProblem("its worker ended without a value", code="result_missing")
     try:
         return media, base64.b64decode(rest, validate=True)
     except (binascii.Error, ValueError):
-        raise ResultProblem("a worker gave no value that can be read") from None
+        raise ResultProblem("its worker gave no value that can be read") from None

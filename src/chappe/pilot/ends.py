@@ -38,6 +38,6 @@ def end_of(h: Holding, ended: Ended) -> End:
         outcome,
         # An attempt that failed to start is an attempt: the Hub wants to know when it was made.
         started_at=ended.ended_at if ended.started_at is None else ended.started_at,
-        result=h.result if outcome.ok else "",
+        result=ended.result or (h.result if outcome.ok else ""),
         orphan=h.orphan,
     )

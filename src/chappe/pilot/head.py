@@ -30,6 +30,7 @@ from chappe.link.http import HubClient
 from chappe.link.joblogs import JobLogs
 from chappe.link.journal import End
 from chappe.link.logdesk import LogDesk
+from chappe.link.values import Seal
 from chappe.pilot import session as sessions
 from chappe.pilot.adoption import Adoption
 from chappe.pilot.contact import Contact, Sent
@@ -92,11 +93,12 @@ class Head:
         self._lifetime = lifetime
         self._log = log
         self._pool = ThreadPoolExecutor(1, "disk")
-        self._preparer = Preparer(session)
+        self._preparer = Preparer(session, directory)
         self._desk = Desk(directory, journal, self._preparer)
         self._holdings = Holdings(placement, session.options.named)
         self._outbox = Outbox(journal.numbers.report_no)
-        self._uploads = Uploads(hub, self._disk, self._uploaded)
+        seal = Seal(session.site, Path(session.site_dir) / "secrets")
+        self._uploads = Uploads(hub, self._disk, self._uploaded, seal)
         self._contact = Contact(
             hub,
             log,

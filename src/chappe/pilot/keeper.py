@@ -29,6 +29,7 @@ from chappe.link.files import write_atomic
 from chappe.pilot.launch_client import LauncherClient, LauncherGone, start_process
 from chappe.pilot.launch_wire import Events, Key, KillReason, Snapshot, Task
 from chappe.pilot.log import LogFile
+from chappe.pilot.prepare import environments
 from chappe.pilot.procs import children_by_parent, kill_marked, signal_marked
 from chappe.pilot.session import Session
 
@@ -198,7 +199,9 @@ class Keeper:
 
     async def _connect(self, path: Path) -> Snapshot:
         client, snapshot = await LauncherClient.connect(path, self._on_events)
-        await client.base_env(self._env, self._directory / "shared.log")
+        await client.base_env(
+            self._env, self._directory / "shared.log", environments(self._session)
+        )
         self._client = client
         self._log.info(
             "launcher.connected",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,19 +20,21 @@ import msgspec
 from chappe.core import limits
 from chappe.core.errors import ChappeError, Invalid
 from chappe.core.faults import reach
-from chappe.core.jobs import JobSpec, Resources
+from chappe.core.jobs import FunctionRef, JobSpec, Resources
 from chappe.core.leases import STARTED_BEFORE, Reason
 from chappe.link import admission
 from chappe.link.appdef import Files
 from chappe.link.apps import LoadedApp, load_apps
-from chappe.link.files import NO_SPACE, PathEscape, make_below
+from chappe.link.files import NO_SPACE, PathEscape, make_below, write_atomic
+from chappe.link.functions import DEFAULT, FunctionEnvironment
 from chappe.link.joblogs import directory, names
 from chappe.link.ledger import Claim, Ledger
 from chappe.link.templates import Context
 from chappe.link.trust import TrustedKeys
+from chappe.link.values import MISSING
 from chappe.pilot import places
 from chappe.pilot.holding import Holding
-from chappe.pilot.launch_wire import Task
+from chappe.pilot.launch_wire import Call, Environment, Task
 from chappe.pilot.placement import Slot
 from chappe.pilot.session import Session
 from chappe.pilot.topology import VARIABLES
@@ -149,11 +152,25 @@ class Shelf:
         return self._apps
 
 
-class Preparer:
-    """Prepares the Jobs of one Session."""
+def environments(session: Session) -> dict[str, Environment]:
+    """The interpreters in which the Session's functions run, as the launcher wants them."""
+    rules = session.functions
+    found = {name: rules.environment(name) for name in (DEFAULT, *rules.environments)}
+    return {
+        name: Environment(
+            e.python or sys.executable, list(e.preload), e.env, e.recycle_calls, e.recycle_bytes
+        )
+        for name, e in found.items()
+        if e is not None and rules.allowed
+    }
 
-    def __init__(self, session: Session) -> None:
+
+class Preparer:
+    """Prepares the Jobs of one Session, whose own `directory` keeps the code of functions."""
+
+    def __init__(self, session: Session, directory: Path) -> None:
         site = Path(session.site_dir)
+        self._codes = Codes(directory)
         self._session = session
         self._data = session.data
         self._trusted = TrustedKeys(site / "trusted_keys")
@@ -192,6 +209,8 @@ class Preparer:
             spec = msgspec.json.decode(holding.spec, type=JobSpec)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return ""
+        if spec.function is not None:
+            return MISSING
         app = self._shelf.current().get(spec.app.name) if spec.app is not None else None
         if app is None or app.app.files.result is None:
             return ""
@@ -200,7 +219,7 @@ class Preparer:
     def _batch(self, now: float) -> _Batch:
         trusted = self._trusted.current()
         apps = self._shelf.current()
-        return _Batch(self._session, self._data, self._ledger, apps, trusted, now)
+        return _Batch(self._session, self._data, self._ledger, apps, trusted, now, self._codes)
 
 
 class _Batch:
@@ -214,7 +233,9 @@ class _Batch:
         apps: Mapping[str, LoadedApp],
         trusted: frozenset[str],
         now: float,
+        codes: Codes,
     ) -> None:
+        self._codes = codes
         self._session = session
         self._data = data
         self._ledger = ledger
@@ -233,6 +254,7 @@ class _Batch:
             site=self._session.site,
             project=self._session.project,
             now=self._now,
+            functions=self._session.functions,
         )
         if isinstance(answer, admission.Refusal):
             return Refused(h, answer.code, answer.message)
@@ -276,8 +298,8 @@ class _Batch:
 
     def _task(self, order: Order, admitted: admission.Admitted) -> Task:
         h, spec = order.holding, admitted.spec
-        files = _RAW_FILES if admitted.app is None else admitted.app.app.files
-        workdir = spec.workdir or f"jobs/{spec.id}"
+        files = _files(admitted)
+        workdir = _workdir(spec, files)
         where = directory(workdir, h.attempt, files)
         cwd = self._directory(where, files.own_directory)
         slot, resources = h.slot, spec.resources
@@ -299,6 +321,11 @@ class _Batch:
         if files.result is not None:
             env["CHAPPE_RESULT"] = h.result = f"{cwd}/{files.result}"
         logs = names(h.job, h.attempt, workdir, files)
+        call = None
+        if spec.function is not None and admitted.environment is not None:
+            env = {**admitted.environment.env, **env}
+            h.result = MISSING
+            call = self._call(h, spec.function, admitted, where, files.own_directory)
         return Task(
             job=h.job,
             epoch=h.epoch,
@@ -321,6 +348,31 @@ class _Batch:
             else signal.Signals[f"SIG{resources.warn_signal}"],
             ends_at=None if resources.warn_s is None else order.ends_at,
             place="" if slot is None else places.note(slot),
+            call=call,
+        )
+
+    def _call(
+        self,
+        h: Holding,
+        function: FunctionRef,
+        admitted: admission.Admitted,
+        where: str,
+        own_directory: bool,
+    ) -> Call:
+        """The function, its code in a file and its arguments as they were signed."""
+        stem = "" if own_directory else f"{h.job}.{h.attempt}."
+        environment = admitted.environment or FunctionEnvironment()
+        return Call(
+            environment=function.environment,
+            name=function.name,
+            code=self._codes.keep(function.code, admitted.code),
+            sha256=function.code,
+            arguments=function.arguments,
+            python=function.python,
+            result=f"{self._data}/{where}/{stem}result",
+            reference=f"{where}/{stem}result",
+            result_bytes=environment.result_bytes,
+            own_process=function.own_process,
         )
 
     def _directory(self, relative: str, own: bool) -> str:
@@ -359,6 +411,36 @@ class _Batch:
         return path
 
 
+def _workdir(spec: JobSpec, files: Files) -> str:
+    """Where a Job works, below which its attempts may have directories of their own."""
+    shared = spec.function is not None and not files.own_directory
+    return spec.workdir or ("functions" if shared else f"jobs/{spec.id}")
+
+
+class Codes:
+    """The pickled functions of one Session: a file each, which the workers load."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory / "code"
+        self._kept: set[str] = set()
+
+    def keep(self, sha256: str, code: bytes) -> str:
+        """The file that holds `code`, which was found to have this sha256. Raises OSError."""
+        path = self._directory / sha256
+        if sha256 not in self._kept:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(path, code, durable=False)
+            self._kept.add(sha256)
+        return str(path)
+
+
+def _files(admitted: admission.Admitted) -> Files:
+    """Where the Job works and what it leaves."""
+    if admitted.environment is not None:
+        return admitted.environment.files
+    return _RAW_FILES if admitted.app is None else admitted.app.app.files
+
+
 def _where(spec: JobSpec, files: Files, attempt: int) -> str:
     """The directory of one attempt, relative to data/."""
-    return directory(spec.workdir or f"jobs/{spec.id}", attempt, files)
+    return directory(_workdir(spec, files), attempt, files)

@@ -18,6 +18,7 @@ from chappe.core.errors import Invalid
 from chappe.core.hidden import HidesToken
 from chappe.core.ids import check_id
 from chappe.link.files import write_atomic
+from chappe.link.functions import FunctionRules
 
 FILE = "session.json"
 _BEGAN = "began"
@@ -58,6 +59,7 @@ class Session(HidesToken, msgspec.Struct, frozen=True):
     The token stands here, or in `token_file`. `data_dir` is `site_dir`/data unless given; `node_local` is a
     directory on the node itself, for sockets ($TMPDIR or /tmp unless given). The allocation ends at `ends_at`
     (seconds since 1970), or `wall_s` after its pilot first began; without both it has no known end.
+    `functions` says whether signed Python functions may run, and in which environments.
     """
 
     session: str
@@ -74,6 +76,7 @@ class Session(HidesToken, msgspec.Struct, frozen=True):
     ends_at: float | None = None
     wall_s: float | None = None
     options: Options = Options()
+    functions: FunctionRules = FunctionRules()
 
     @property
     def data(self) -> Path:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -24,9 +23,10 @@ from chappe.core.faults import reach
 from chappe.link.clock import boottime
 from chappe.link.http import HubClient
 from chappe.link.journal import End
-from chappe.link.results import Result, ResultProblem, check_result
+from chappe.link.results import Result, ResultProblem
 from chappe.link.retry import jitter_s
 from chappe.link.transport import BadReply
+from chappe.link.values import Seal, delivered
 from chappe.pilot.parents import Disk
 from chappe.wire.results import Kept, PutResults, PutResultsReply, ResultUpload, ResultVerdict
 
@@ -42,7 +42,10 @@ Checked = tuple[End, Result | ResultProblem]
 class Uploads:
     """Sends results, a request at a time. `on_end` gets each end when it may be reported."""
 
-    def __init__(self, hub: HubClient, disk: Disk, on_end: Callable[[End], None]) -> None:
+    def __init__(
+        self, hub: HubClient, disk: Disk, on_end: Callable[[End], None], seal: Seal
+    ) -> None:
+        self._seal = seal
         self._hub = hub
         self._disk = disk
         self._on_end = on_end
@@ -55,7 +58,7 @@ class Uploads:
         return self._count
 
     def add(self, end: End) -> None:
-        """A Job succeeded and is to have left the file `end.result`."""
+        """A Job is to have left the file, or the function's value, that `end.result` names."""
         self._waiting.append(end)
         self._count += 1
         if self._running is None:
@@ -73,7 +76,7 @@ class Uploads:
             while self._waiting:
                 most = min(len(self._waiting), limits.RESULTS_PER_REQUEST)
                 ends = [self._waiting.popleft() for _ in range(most)]
-                checked: list[Checked] = await self._disk(_check, ends)
+                checked: list[Checked] = await self._disk(_check, ends, self._seal)
                 rest = ends[len(checked) :]
                 self._waiting.extendleft(reversed(rest))
                 good = []
@@ -146,13 +149,13 @@ def _over(task: asyncio.Task[None]) -> None:
         task.result()
 
 
-def _check(ends: Sequence[End]) -> list[Checked]:
+def _check(ends: Sequence[End], seal: Seal) -> list[Checked]:
     """Read and check result files, on the disk thread, as many from the first as fit a request."""
     checked: list[Checked] = []
     left = limits.RESULTS_BYTES
     for end in ends:
         try:
-            result = check_result(Path(end.result))
+            result = delivered(end, seal)
         except ResultProblem as problem:
             checked.append((end, problem))
             continue
@@ -170,6 +173,8 @@ def _upload(end: End, result: Result) -> ResultUpload:
 def _spoilt(end: End, why: str) -> End:
     """The program ended well and its result is not to be had: that is a failure, without an exit status
     of its own, so that nobody takes it for success."""
+    if not end.outcome.ok:
+        return msgspec.structs.replace(end, result="")  # it failed anyhow, and says how
     message = f"the program exited with status 0, but {why}"
     outcome = msgspec.structs.replace(end.outcome, exit=None, message=message)
     return msgspec.structs.replace(end, outcome=outcome, result="")

@@ -131,29 +131,31 @@ async def _retry_signed(engine: Engine, ids: list[str]) -> ActReply:
     """Retry Jobs under new statements: as many further attempts as their specs first allowed."""
     me = await engine.whoami()
     key = engine.key()
-    # One statement has one `max_attempts`, so Jobs are grouped by what they now need.
-    groups: dict[int, list[tuple[str, bytes]]] = {}
+    # One statement has one `max_attempts`, so Jobs are grouped by what they now need, and by function.
+    groups: dict[tuple[int, bytes], list[tuple[str, bytes]]] = {}
     for job in ids:
         view = await engine.view(job)
-        spec, signed_for = await _signed_by_me(engine, job)
+        spec, signed_for, code = await _signed_by_me(engine, job)
         # Of the attempts so far no more are believed than were signed for: a stolen Hub may say any number.
         allowed = min(view.attempt, signed_for) + decode_spec(spec).max_attempts
-        groups.setdefault(min(allowed, limits.ATTEMPTS_MAX), []).append((job, spec))
+        groups.setdefault((min(allowed, limits.ATTEMPTS_MAX), code), []).append((job, spec))
     submissions: list[Submission] = []
     signed: dict[str, tuple[int, int]] = {}
-    for max_attempts, jobs in groups.items():
+    for (max_attempts, code), jobs in groups.items():
         for i, (job, _spec) in enumerate(jobs):
             place, idx = divmod(i, limits.JOBS_PER_SUBMISSION)
             signed[job] = len(submissions) + place, idx
         specs = [spec for _job, spec in jobs]
         not_after = now() + limits.NOT_AFTER_DEFAULT_S
-        submissions += make_submissions(key, me.project, specs, not_after, max_attempts)
+        submissions += make_submissions(
+            key, me.project, specs, not_after, max_attempts, [code] if code else ()
+        )
     return await _post(engine, "retry", ActOnJobs(JobFilter(ids=ids), submissions, signed))
 
 
-async def _signed_by_me(engine: Engine, job: str) -> tuple[bytes, int]:
-    """A Job's spec as the Hub holds it, once it is proven that this key signed those bytes, and the
-    attempts that it signed for."""
+async def _signed_by_me(engine: Engine, job: str) -> tuple[bytes, int, bytes]:
+    """A Job's spec as the Hub holds it, once it is proven that this key signed those bytes, the attempts
+    that it signed for, and the pickled function that it names, if it does."""
     found = await engine.hub.request("GET", f"/v1/jobs/{job}/signed", reply=SignedSpec)
     spec = bytes(found.spec)
     problem = None
@@ -172,7 +174,10 @@ async def _signed_by_me(engine: Engine, job: str) -> tuple[bytes, int]:
         raise Conflict(
             f"job {job} is not signed anew: {problem}. Submit a new job instead", code="not_yours"
         )
-    return spec, proof.max_attempts or decode_spec(spec).max_attempts
+    found_spec = decode_spec(spec)
+    function = found_spec.function
+    code = b"" if function is None else proof.code.get(function.code, b"")
+    return spec, proof.max_attempts or found_spec.max_attempts, code
 
 
 async def _post(engine: Engine, verb: Verb, body: ActOnJobs) -> ActReply:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
 
-from chappe.sdk import acts, config, drafts
+from chappe.sdk import acts, config, drafts, values
 from chappe.sdk.admin import Admin
 from chappe.sdk.drafts import Draft, Options
 from chappe.sdk.engine import Engine, Where, filter_of
 from chappe.sdk.errors import error_of
 from chappe.sdk.feed import Position
+from chappe.sdk.functions import as_app
 from chappe.sdk.handles import AppHandle, JobHandle
 from chappe.sdk.logs import Part, Text
 from chappe.sdk.people import People
@@ -31,9 +32,14 @@ class AsyncJob(JobHandle):
     __slots__ = ("_engine",)
 
     def __init__(
-        self, engine: Engine, id: str, name: str = "", since: Position | None = None
+        self,
+        engine: Engine,
+        id: str,
+        name: str = "",
+        since: Position | None = None,
+        function: bool = False,
     ) -> None:
-        super().__init__(id, name, since)
+        super().__init__(id, name, since, function)
         self._engine = engine
 
     async def refresh(self) -> JobView:
@@ -49,11 +55,17 @@ class AsyncJob(JobHandle):
         return self
 
     async def result(self, timeout_s: float | None = None) -> Any:
-        """Wait, then return the result as a Python value (see ResultFile.decode), None without one.
+        """Wait, then return the result as a Python value (see ResultFile.decode), None without one; of a
+        function what it returned.
 
-        Raises JobFailed, with the tail of stderr, or JobCancelled.
+        Raises JobFailed, with the tail of stderr, or JobCancelled; of a function what it raised.
         """
-        found = await self.result_file(timeout_s)
+        if not self.done:
+            await self.wait(timeout_s)
+        if self._sealed:
+            sealed = await self._engine.result(self.id)
+            return values.load(sealed, self.id, self._engine.keyring())
+        found = await self.result_file()
         return None if found is None else found.decode()
 
     async def result_file(self, timeout_s: float | None = None) -> ResultFile | None:
@@ -234,20 +246,44 @@ class AsyncClient:
         return AsyncApp(self, drafts.template(where, app=name, version=version))
 
     @overload
-    async def submit(self, jobs: Draft) -> AsyncJob: ...
+    async def submit(self, jobs: Draft, /) -> AsyncJob: ...
     @overload
-    async def submit(self, jobs: Iterable[Draft]) -> list[AsyncJob]: ...
-    async def submit(self, jobs: Draft | Iterable[Draft]) -> AsyncJob | list[AsyncJob]:
-        """Submit drafts, signed. A graph of up to 10 000 Jobs is created all or none.
+    async def submit(self, jobs: Iterable[Draft], /) -> list[AsyncJob]: ...
+    @overload
+    async def submit(
+        self, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> AsyncJob: ...
+    async def submit(
+        self, jobs: Draft | Iterable[Draft] | Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> AsyncJob | list[AsyncJob]:
+        """Submit drafts, signed, or one call of a function that `chappe.app` made an App.
 
-        Independent Jobs travel 1 000 a request; after an error, submitting the same drafts again
-        creates what is missing and nothing twice.
+        A graph of up to 10 000 Jobs is created all or none. Independent Jobs travel 1 000 a request;
+        after an error, submitting the same drafts again creates what is missing and nothing twice.
         """
+        if callable(jobs):
+            jobs = as_app(jobs)(*args, **kwargs)
         if isinstance(jobs, Draft):
             return (await self.submit([jobs]))[0]
         some = list(jobs)
         created = await self._engine.submit(some)
-        return [AsyncJob(self._engine, d.id, d.name, created.get(d.id)) for d in some]
+        return [
+            AsyncJob(self._engine, d.id, d.name, created.get(d.id), d.template.function is not None)
+            for d in some
+        ]
+
+    async def map(
+        self,
+        function: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        names: Iterable[str] | None = None,
+    ) -> list[AsyncJob]:
+        """Call a function once for each item (or each tuple of items) at its Site: one request for up to
+        10 000. `names` names the Jobs in turn."""
+        no_keywords: dict[str, Any] = {}
+        calls = ((args, no_keywords) for args in zip(*iterables, strict=False))
+        return await self.submit(as_app(function).drafts(calls, names))
 
     async def run(
         self, site: str | Sequence[str], argv: Sequence[str], **options: Unpack[Options]

@@ -84,6 +84,17 @@ _PLAIN = ("name", "workdir", "env", "takeover_s")
 _NO_OPTIONS = Resources(), Retries(), Envelope()
 
 
+class FunctionCode(msgspec.Struct, frozen=True, eq=False):
+    """A pickled function: what its Jobs are called, the bytes and their sha256, and where they fit."""
+
+    name: str
+    code: bytes
+    sha256: str
+    python: str
+    environment: str
+    own_process: bool
+
+
 class Template(msgspec.Struct, frozen=True, eq=False):
     """What Jobs of one kind share. One object serves them all, so that a Job costs microseconds."""
 
@@ -100,6 +111,7 @@ class Template(msgspec.Struct, frozen=True, eq=False):
     on_parent_failure: ParentPolicy = ParentPolicy.FAIL
     takeover_s: float | None = None
     not_before: float | None = None
+    function: FunctionCode | None = None
 
     def with_options(self, options: Mapping[str, Any]) -> Template:
         """A template that differs by `options`. Raises Invalid for a name or a value that cannot be."""
@@ -127,7 +139,7 @@ class Template(msgspec.Struct, frozen=True, eq=False):
 class Draft:
     """One Job that is not sent yet. Made by calling an App; hand it to `submit`, or name it as a parent."""
 
-    __slots__ = ("id", "name", "parameters", "template")
+    __slots__ = ("arguments", "id", "name", "parameters", "template")
 
     def __init__(
         self, template: Template, parameters: dict[str, Any], name: str | None = None
@@ -135,10 +147,13 @@ class Draft:
         self.id = new_id()
         self.template = template
         self.parameters = parameters
+        #: Of a function: the pickled (args, kwargs).
+        self.arguments = b""
         self.name = template.name if name is None else name
 
     def __repr__(self) -> str:
-        what = self.template.app.name if self.template.app else "command"
+        t = self.template
+        what = t.app.name if t.app else t.function.name if t.function else "command"
         return f"<Draft {self.name or what} {self.id}>"
 
 

@@ -28,11 +28,13 @@ from chappe.sdk.config import Settings
 from chappe.sdk.drafts import Draft
 from chappe.sdk.errors import Ambiguous, Gone, Invalid, NotFound, WaitTimeout
 from chappe.sdk.feed import PATIENT, Ended, Feed, Position, not_found
+from chappe.sdk.keyring import DIRECTORY, Keyring
 from chappe.sdk.people import People
 from chappe.sdk.results import ResultFile
 from chappe.wire.events import Event, EventPage, parse_cursor
 from chappe.wire.jobs import CreateReply, JobFilter, JobPage, JobView, QueryJobs, Why
 from chappe.wire.logs import LogPage
+from chappe.wire.results import AskResults, Results
 from chappe.wire.sites import Whoami
 
 _IN_FLIGHT = 3
@@ -78,6 +80,7 @@ class Engine:
         self.feed = Feed(self.hub, partial(self._existing, retry=PATIENT))
         self._me: Whoami | None = None
         self._key: SigningKey | None = None
+        self._keyring: Keyring | None = None
         self._sites: dict[str, str] = {}
 
     async def aclose(self) -> None:
@@ -104,9 +107,18 @@ class Engine:
     def key(self) -> SigningKey:
         """The user's signing key, made on first use."""
         if self._key is None:
-            given = self.settings.key
-            self._key = load_or_create(Path(given) if given else default_path())
+            self._key = load_or_create(self._key_path())
         return self._key
+
+    def keyring(self) -> Keyring:
+        """The keys by which this user knows Sites, kept beside the user's own."""
+        if self._keyring is None:
+            self._keyring = Keyring(self._key_path().parent / DIRECTORY)
+        return self._keyring
+
+    def _key_path(self) -> Path:
+        given = self.settings.key
+        return Path(given) if given else default_path()
 
     async def site_ids(self, names: Iterable[str]) -> dict[str, str]:
         """Names and ids of Sites, each with its id; read again when one of `names` is not known."""
@@ -229,6 +241,18 @@ class Engine:
     def log_pages(self, job: str, part: logs.Part, *, follow: bool) -> AsyncGenerator[LogPage]:
         """The pages of a Job's output (see sdk.logs)."""
         return logs.pages(self.hub, lambda id: self.changes([id]), job, part, follow=follow)
+
+    async def results(self, ids: Sequence[str]) -> dict[str, ResultFile]:
+        """The results of those of these Jobs that have one, in few requests."""
+        found: dict[str, ResultFile] = {}
+        waiting = list(ids)
+        while waiting:
+            some, waiting = waiting[: limits.PAGE_MAX], waiting[limits.PAGE_MAX :]
+            asked = AskResults(some)
+            page = await self.hub.request("POST", "/v1/jobs/results", asked, Results, retry=PATIENT)
+            found.update((r.job, ResultFile(r.media, r.body)) for r in page.results)
+            waiting = page.rest + waiting
+        return found
 
     async def job_events(self, job: str) -> list[Event]:
         """All Events of one Job, oldest first."""

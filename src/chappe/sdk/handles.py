@@ -17,9 +17,11 @@ _OK = "finished"
 class JobHandle:
     """A Job by its id, and what was last heard of it. Reading these attributes sends nothing."""
 
-    __slots__ = ("_since", "attempt", "id", "name", "outcome", "phase", "state")
+    __slots__ = ("_since", "attempt", "function", "id", "name", "outcome", "phase", "state")
 
-    def __init__(self, id: str, name: str = "", since: Position | None = None) -> None:
+    def __init__(
+        self, id: str, name: str = "", since: Position | None = None, function: bool = False
+    ) -> None:
         self.id = id
         self.name = name
         #: Last known; CREATED until the Job is read or waited for.
@@ -30,6 +32,8 @@ class JobHandle:
         self.attempt = 0
         #: How its last attempt ended; None before that.
         self.outcome: Outcome | None = None
+        #: Whether it calls a Python function, so that its result must be sealed by its Site.
+        self.function = function
         # Where its Events begin, until the Job is read or waited for.
         self._since = since
 
@@ -59,6 +63,14 @@ class JobHandle:
         view = news if isinstance(news, JobView) else news.view
         if view is not None:
             self.name = view.name
+            # What we know ourselves the Hub cannot talk us out of.
+            if view.spec is not None and view.spec.function is not None:
+                self.function = True
+
+    @property
+    def _sealed(self) -> bool:
+        """Whether a function left a value or an exception."""
+        return self.function and self.outcome is not None and bool(self.outcome.result_sha256)
 
 
 class AppHandle:

@@ -16,12 +16,13 @@ import msgspec
 
 from chappe.core import limits
 from chappe.core.dag import check_acyclic
-from chappe.core.jobs import JobSpec, check_envelope, decode_spec
+from chappe.core.jobs import FunctionRef, JobSpec, check_envelope, decode_spec
 from chappe.link.keys import SigningKey
 from chappe.link.signing import make_submissions
 from chappe.sdk.drafts import Draft, Template
 from chappe.sdk.errors import Invalid, TooLarge
 from chappe.wire.jobs import CreateJobs, NewJob
+from chappe.wire.submission import Submission
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -46,17 +47,26 @@ def plan(drafts: Sequence[Draft]) -> Plan:
     if any(parent in by_id for draft in by_id.values() for parent in draft.template.parents):
         ordered = [by_id[one] for one in _topological(by_id)]
         return Plan(list(_cut(ordered, limits.JOBS_PER_REQUEST)), in_order=True)
-    return Plan(list(_cut(list(by_id.values()), limits.JOBS_PER_SUBMISSION)), in_order=False)
+    # The code of functions is sent once a request.
+    calls = any(draft.template.function is not None for draft in by_id.values())
+    most = limits.JOBS_PER_REQUEST if calls else limits.JOBS_PER_SUBMISSION
+    return Plan(list(_cut(list(by_id.values()), most)), in_order=False)
 
 
 def encode(group: Sequence[Draft], context: Context) -> list[bytes]:
     """The bodies of `POST /v1/jobs` that create a group: one, or more where it is too many bytes."""
     specs = _specs(group, context)
-    jobs = [
-        NewJob(msgspec.Raw(spec), draft.template.envelope, *divmod(i, limits.JOBS_PER_SUBMISSION))
-        for i, (draft, spec) in enumerate(zip(group, specs, strict=True))
-    ]
-    submissions = make_submissions(context.key, context.project, specs, context.not_after)
+    jobs: list[NewJob] = []
+    submissions: list[Submission] = []
+    for start, end, codes in _signed_together(group):
+        some = specs[start:end]
+        submissions += make_submissions(
+            context.key, context.project, some, context.not_after, code=codes
+        )
+        jobs += [
+            NewJob(msgspec.Raw(spec), draft.template.envelope, len(submissions) - 1, idx)
+            for idx, (draft, spec) in enumerate(zip(group[start:end], some, strict=True))
+        ]
     body = _encoder.encode(CreateJobs(jobs, submissions))
     if len(body) <= limits.BODY_BYTES:
         return [body]
@@ -66,6 +76,28 @@ def encode(group: Sequence[Draft], context: Context) -> list[bytes]:
         )
     half = len(group) // 2
     return [*encode(group[:half], context), *encode(group[half:], context)]
+
+
+def _signed_together(group: Sequence[Draft]) -> Iterator[tuple[int, int, list[bytes]]]:
+    """Cut a group into what one statement signs: (start, end, the functions that it carries)."""
+    start, size = 0, 0
+    codes: dict[str, bytes] = {}
+    for i, draft in enumerate(group):
+        function = draft.template.function
+        new = function is not None and function.sha256 not in codes
+        more = len(function.code) if function is not None and new else 0
+        if (
+            i - start == limits.JOBS_PER_SUBMISSION
+            or size + more > limits.CODE_BYTES
+            or len(codes) + new > limits.CODES_PER_SUBMISSION
+        ):
+            yield start, i, list(codes.values())
+            start, size, codes = i, 0, {}
+            more = len(function.code) if function is not None else 0
+        if function is not None:
+            codes[function.sha256] = function.code
+            size += more
+    yield start, len(group), list(codes.values())
 
 
 def _specs(group: Sequence[Draft], context: Context) -> list[bytes]:
@@ -91,6 +123,7 @@ def _specs(group: Sequence[Draft], context: Context) -> list[bytes]:
             t.on_parent_failure,
             t.takeover_s,
             t.not_before,
+            _function(draft),
         )
         raw = _encode_spec(spec)
         if sites is None:
@@ -99,6 +132,13 @@ def _specs(group: Sequence[Draft], context: Context) -> list[bytes]:
             resolved[id(t)] = spec.sites
         specs.append(raw)
     return specs
+
+
+def _function(draft: Draft) -> FunctionRef | None:
+    f = draft.template.function
+    if f is None:
+        return None
+    return FunctionRef(f.name, f.sha256, draft.arguments, f.python, f.environment, f.own_process)
 
 
 def _encode_spec(spec: JobSpec) -> bytes:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
-from chappe.sdk import acts, config, drafts
+from chappe.sdk import acts, config, drafts, values
 from chappe.sdk.drafts import Draft, Options
 from chappe.sdk.engine import Engine, Where, filter_of
 from chappe.sdk.errors import Invalid, error_of
 from chappe.sdk.feed import Position
+from chappe.sdk.functions import as_app
 from chappe.sdk.handles import AppHandle, JobHandle
 from chappe.sdk.logs import Part, Text
 from chappe.sdk.loop import Loop
@@ -40,9 +41,14 @@ class Job(JobHandle):
     __slots__ = ("_client",)
 
     def __init__(
-        self, client: Client, id: str, name: str = "", since: Position | None = None
+        self,
+        client: Client,
+        id: str,
+        name: str = "",
+        since: Position | None = None,
+        function: bool = False,
     ) -> None:
-        super().__init__(id, name, since)
+        super().__init__(id, name, since, function)
         self._client = client
 
     def refresh(self) -> JobView:
@@ -58,11 +64,17 @@ class Job(JobHandle):
         return self
 
     def result(self, timeout_s: float | None = None) -> Any:
-        """Wait, then return the result as a Python value (see ResultFile.decode), None without one.
+        """Wait, then return the result as a Python value (see ResultFile.decode), None without one; of a
+        function what it returned.
 
-        Raises JobFailed, with the tail of stderr, or JobCancelled.
+        Raises JobFailed, with the tail of stderr, or JobCancelled; of a function what it raised.
         """
-        found = self.result_file(timeout_s)
+        if not self.done:
+            self.wait(timeout_s)
+        if self._sealed:
+            sealed = self._client._run(self._client._engine.result(self.id))
+            return values.load(sealed, self.id, self._client._engine.keyring())
+        found = self.result_file()
         return None if found is None else found.decode()
 
     def result_file(self, timeout_s: float | None = None) -> ResultFile | None:
@@ -220,6 +232,13 @@ class Client:
         """The public half of the user's signing key (made on first use), as `trusted_keys` has it."""
         return self._engine.key().public_b64
 
+    def know_site(self, site: str, key: str) -> None:
+        """Know a Site (its id) by this public key, as `chappe site key` shows it, and by no other.
+
+        Without it the key is taken from the first value that a function there returns. Raises SiteKeyChanged.
+        """
+        self._engine.keyring().key_of(site, key)
+
     @property
     def people(self) -> SyncPeople:
         """Users, projects, members and the audit."""
@@ -243,20 +262,42 @@ class Client:
         return App(self, drafts.template(where, app=name, version=version))
 
     @overload
-    def submit(self, jobs: Draft) -> Job: ...
+    def submit(self, jobs: Draft, /) -> Job: ...
     @overload
-    def submit(self, jobs: Iterable[Draft]) -> list[Job]: ...
-    def submit(self, jobs: Draft | Iterable[Draft]) -> Job | list[Job]:
-        """Submit drafts, signed. A graph of up to 10 000 Jobs is created all or none.
+    def submit(self, jobs: Iterable[Draft], /) -> list[Job]: ...
+    @overload
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job: ...
+    def submit(
+        self, jobs: Draft | Iterable[Draft] | Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Job | list[Job]:
+        """Submit drafts, signed, or one call of a function that `chappe.app` made an App.
 
-        Independent Jobs travel 1 000 a request; after an error, submitting the same drafts again
-        creates what is missing and nothing twice.
+        A graph of up to 10 000 Jobs is created all or none. Independent Jobs travel 1 000 a request;
+        after an error, submitting the same drafts again creates what is missing and nothing twice.
         """
+        if callable(jobs):
+            jobs = as_app(jobs)(*args, **kwargs)
         if isinstance(jobs, Draft):
             return self.submit([jobs])[0]
         some = list(jobs)
         created = self._run(self._engine.submit(some))
-        return [Job(self, draft.id, draft.name, created.get(draft.id)) for draft in some]
+        return [
+            Job(self, d.id, d.name, created.get(d.id), d.template.function is not None)
+            for d in some
+        ]
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        names: Iterable[str] | None = None,
+    ) -> list[Job]:
+        """Call a function once for each item (or each tuple of items) at its Site: one request for up to
+        10 000. `names` names the Jobs in turn."""
+        no_keywords: dict[str, Any] = {}
+        calls = ((args, no_keywords) for args in zip(*iterables, strict=False))
+        return self.submit(as_app(function).drafts(calls, names))
 
     def run(
         self, site: str | Sequence[str], argv: Sequence[str], **options: Unpack[Options]

@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from chappe.core import limits
 from chappe.core.errors import Invalid
+from chappe.link.functions import FunctionEnvironment, FunctionRules, check_rules
 
 FILE = "site.toml"
 
@@ -188,6 +189,7 @@ class SiteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scheduler: SchedulerConfig = SchedulerConfig()
     pilot: PilotConfig = PilotConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    functions: FunctionRules = FunctionRules()
 
     def ca_path(self, directory: Path) -> str | None:
         """The file with the Hub's authority, absolute; None for the machine's own."""
@@ -232,6 +234,13 @@ def parse(text: str, where: str) -> SiteConfig:
                 f"{where}:{line_of(text, field)}: {field}: this cannot be an environment variable",
                 field=field,
             )
+    try:
+        check_rules(config.functions)
+    except Invalid as e:
+        field = e.field or "functions"
+        raise SiteProblem(
+            f"{where}:{line_of(text, field)}: {field}: {e.message}", field=field
+        ) from None
     return config
 
 
@@ -273,7 +282,9 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "scheduler": SchedulerConfig,
     "pilot": PilotConfig,
     "resources": ResourcesConfig,
+    "functions": FunctionRules,
 }
+_TABLES: dict[str, type[msgspec.Struct]] = {"functions.environments.NAME": FunctionEnvironment}
 
 
 _EXAMPLES = {"env": '{ NAME = "value" }', "named": "{ licence = 4 }"}
@@ -294,15 +305,14 @@ def render(given: Mapping[str, Mapping[str, str]]) -> str:
             if value is not None:
                 lines.append(f"{key} = {_toml(value)}")
             else:
-                shown = _EXAMPLES[key] if default == {} else _toml(default)
-                lines.append(f"# {key} = {shown}")
+                lines += _commented(section, key, default)
     return "\n".join(lines) + "\n"
 
 
 def reference() -> str:
     """The reference of site.toml in Markdown."""
     lines = ["# site.toml", "", "Errors name the file and the line; unknown keys are errors.", ""]
-    for section, struct in _SECTIONS.items():
+    for section, struct in (_SECTIONS | _TABLES).items():
         lines += [f"## [{section}]", "", _first_line(struct), ""]
         lines += ["| key | default | meaning |", "|---|---|---|"]
         for key, default, help_text in _fields(struct):
@@ -310,6 +320,16 @@ def reference() -> str:
             lines.append(f"| `{key}` | {shown} | {help_text} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _commented(section: str, key: str, default: object) -> list[str]:
+    """A key with its default, as comments; the tables of environments with all they may say."""
+    if key == "environments":
+        rows = _fields(FunctionEnvironment)
+        table = [f"# [{section}.environments.default]"]
+        return table + [line for name, value, _ in rows for line in _commented("", name, value)]
+    shown = _EXAMPLES[key] if default == {} else _toml(default)
+    return [f"# {key} = {shown}"]
 
 
 def _fields(struct: type[msgspec.Struct]) -> list[tuple[str, Any, str]]:
@@ -346,6 +366,10 @@ def _toml(value: object) -> str:
         return msgspec.json.encode(value).decode()
     if isinstance(value, float) and value == int(value):
         return f"{value:.1f}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return msgspec.json.encode(value).decode()
     return "{}" if value == {} else str(value)
 
 

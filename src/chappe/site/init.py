@@ -19,7 +19,8 @@ from chappe.link import trust
 from chappe.link.clock import new_id
 from chappe.link.files import write_atomic
 from chappe.link.http import HubClient
-from chappe.site.config import render
+from chappe.link.keys import load_or_create
+from chappe.site.config import load, render
 from chappe.site.paths import SitePaths
 from chappe.wire.sites import NewSite, NewSiteReply
 
@@ -66,12 +67,13 @@ class HubAccess(HidesToken, msgspec.Struct, frozen=True):
 
 
 class NewSiteMade(msgspec.Struct, frozen=True):
-    """What `init_site` made."""
+    """What `init_site` made; `key` is the Site's own public key (base64)."""
 
     directory: str
     id: str
     name: str
     project: str
+    key: str
 
 
 class _Begun(msgspec.Struct, frozen=True):
@@ -102,6 +104,7 @@ def init_site(
     check_id(reply.project, "project")
     _lay_out(paths)
     put_token(paths.token, reply.token)
+    key = load_or_create(paths.signing_key)
     trust.add(paths.trusted_keys, public_key, comment)
     example = paths.apps / "hello.toml"
     if not example.exists():
@@ -116,7 +119,14 @@ def init_site(
         settings["hub"]["ca_file"] = CA_FILE
     write_atomic(paths.config, render(settings).encode(), 0o644)
     paths.init_record.unlink()
-    return NewSiteMade(str(paths.root), reply.id, reply.name, reply.project)
+    return NewSiteMade(str(paths.root), reply.id, reply.name, reply.project, key.public_b64)
+
+
+def public_key(directory: Path | str) -> str:
+    """The public half (base64) of a Site's own key. Raises SiteProblem, KeyProblem."""
+    paths = SitePaths.of(Path(directory))
+    load(paths.root)
+    return load_or_create(paths.signing_key).public_b64
 
 
 def token_place(directory: Path) -> Path:

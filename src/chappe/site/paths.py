@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from chappe.link.values import KEY_FILE
+
 
 @dataclass(frozen=True)
 class SitePaths:
@@ -51,6 +53,11 @@ class SitePaths:
     def token(self) -> Path:
         """The Site's token (0600)."""
         return self.secrets / "site.token"
+
+    @property
+    def signing_key(self) -> Path:
+        """The Site's own Ed25519 key (0600), which signs what functions return."""
+        return self.secrets / KEY_FILE
 
     @property
     def trusted_keys(self) -> Path:

@@ -73,6 +73,7 @@ def write_session(
             "topology": str(paths.root / pilot.topology) if pilot.topology else "",
             "named": config.resources.named,
         },
+        "functions": config.functions,
     }
     write_atomic(directory / SESSION_FILE, msgspec.json.encode(content), 0o600)
 

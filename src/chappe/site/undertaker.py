@@ -26,7 +26,8 @@ from chappe.link import journal
 from chappe.link.clock import boottime
 from chappe.link.http import HubClient
 from chappe.link.ledger import Ledger
-from chappe.link.results import Result, check_result
+from chappe.link.results import Result
+from chappe.link.values import Seal, delivered
 from chappe.site.batch import BatchJobs
 from chappe.site.book import Batch
 from chappe.site.config import SiteConfig
@@ -146,6 +147,7 @@ class Undertaker:
         self._jobs = jobs
         self._wakeups = wakeups
         self._ledger = Ledger(paths.ledger)
+        self._seal = Seal(config.site.id, paths.secrets)
 
     async def run(self) -> None:
         """Bury whoever is dead; what fails for a passing reason is tried again, ever more slowly."""
@@ -218,10 +220,11 @@ class Undertaker:
     async def _deliver_result(self, hub: HubClient, end: journal.End) -> journal.End | None:
         """Upload the result that an end names; the end that speaks of it, or None when it is lost."""
         try:
-            result: Result = await asyncio.to_thread(check_result, Path(end.result))
+            result: Result = await asyncio.to_thread(delivered, end, self._seal)
         except Invalid as e:
             log.warning("a job's result is lost", job=end.job, why=e.message)
-            return None
+            # What failed anyhow has failed, with its result or without.
+            return None if end.outcome.ok else msgspec.structs.replace(end, result="")
         # The pilot hashes a result when it sends it: an end that it could not report says no hash.
         if end.outcome.result_sha256 not in (None, result.sha256):
             log.error("a job's result was changed after its end", job=end.job)

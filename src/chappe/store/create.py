@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from chappe.core.errors import Conflict, Gone, Invalid
-from chappe.core.jobs import ParentPolicy, Retries
+from chappe.core.jobs import JobSpec, ParentPolicy, Retries
 from chappe.core.states import State
 from chappe.store.catalog import ShapeEntry
 from chappe.store.changes import settle
@@ -187,7 +187,7 @@ def _row(
         None if job.submission is None else submissions[job.submission],
         job.idx,
         app,
-        spec.name or app or (spec.command or ("",))[0].rsplit("/", 1)[-1],
+        spec.name or app or (spec.function.name if spec.function else _program(spec)),
         open_parents,
         None if policy is ParentPolicy.FAIL else policy,
         None if spec.restarts == _DEFAULT_RETRIES else to_json(spec.restarts),
@@ -198,6 +198,10 @@ def _row(
         job.envelope_text,
         job.text,
     )
+
+
+def _program(spec: JobSpec) -> str:
+    return (spec.command or ("",))[0].rsplit("/", 1)[-1]
 
 
 def insert_submissions(tx: Tx, p: Principal, submissions: list[PreparedSubmission]) -> list[int]:

@@ -180,6 +180,8 @@ def _check_age(id: str, now: float) -> None:
 def _check_unsigned(spec: JobSpec) -> None:
     if spec.command is not None:
         raise Invalid("a raw command must be signed", field="command", code="unsigned")
+    if spec.function is not None:
+        raise Invalid("a function must be signed", field="function", code="unsigned")
 
 
 def _check_app(catalog: Catalog, p: Principal, spec: JobSpec, *, signed: bool) -> None:

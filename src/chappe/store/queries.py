@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from chappe.store.principal import Principal
 from chappe.store.rows import no_such
 from chappe.store.select import where
 from chappe.store.tables import job
+from chappe.store.tx import to_json
 from chappe.wire.jobs import (
     Counts,
     JobFilter,
@@ -28,6 +29,7 @@ from chappe.wire.jobs import (
     ParentView,
     SignedSpec,
 )
+from chappe.wire.results import JobResult, Results
 from chappe.wire.sites import (
     AppView,
     BatchJobIntent,
@@ -70,7 +72,18 @@ PARENTS = sql("""
 
 RESULT = sql("""
     SELECT r.media, r.sha256, r.body FROM result r JOIN job ON job.n = r.job
-    WHERE r.job = :n AND job.phase = 'finished' AND r.sha256 = job.outcome ->> 'result_sha256'""")
+    WHERE r.job = :n AND job.phase IN ('finished', 'failed')
+    AND r.sha256 = job.outcome ->> 'result_sha256'""")
+
+RESULT_SIZES = sql("""
+    SELECT job.id, r.job AS n, length(r.body) AS bytes FROM texts(:ids) v
+    CROSS JOIN job ON job.project = :project AND job.id = v.value
+    CROSS JOIN result r ON r.job = job.n AND r.sha256 = job.outcome ->> 'result_sha256'
+    WHERE job.phase IN ('finished', 'failed') ORDER BY v.key""")
+
+RESULT_BODIES = sql("""
+    SELECT job.id, r.media, r.sha256, r.body FROM ints(:ns) v
+    CROSS JOIN result r ON r.job = v.value CROSS JOIN job ON job.n = r.job ORDER BY v.key""")
 
 SIGNED = sql("""
     SELECT job.spec, job.idx, s.id, s.statement, s.sig
@@ -248,11 +261,26 @@ def _parent(row: Any) -> ParentView:
 
 
 def result(conn: Connection, p: Principal, id: str) -> tuple[str, str, bytes]:
-    """The result of a finished Job as (media type, sha256, bytes)."""
+    """The result of a Job that has ended as (media type, sha256, bytes)."""
     row = conn.execute(RESULT, {"n": job_n(conn, p, id)}).one_or_none()
     if row is None:
         raise NotFound("the job has no result (yet)", code="no_result")
     return row.media, row.sha256, bytes(row.body)
+
+
+def results(conn: Connection, p: Principal, ids: Sequence[str]) -> Results:
+    """The results of these Jobs, as many from the first as fit an answer; `rest` are to be asked again."""
+    found = conn.execute(RESULT_SIZES, {"project": p.project_n, "ids": to_json(list(ids))}).all()
+    ns: list[int] = []
+    left = limits.RESULTS_BYTES // 2  # they grow by a third in JSON
+    for row in found:
+        left -= row.bytes
+        if left < 0 and ns:
+            break
+        ns.append(row.n)
+    bodies = conn.execute(RESULT_BODIES, {"ns": to_json(ns)})
+    items = [JobResult(row.id, row.media, row.sha256, bytes(row.body)) for row in bodies]
+    return Results(items, [row.id for row in found[len(ns) :]])
 
 
 def signed(conn: Connection, p: Principal, id: str) -> SignedSpec:

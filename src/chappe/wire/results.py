@@ -51,6 +51,29 @@ class ResultVerdict(msgspec.Struct, frozen=True, array_like=True):
     message: str = ""
 
 
+class AskResults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/jobs/results`: the results of these Jobs (full ids, at most 1 000)."""
+
+    ids: list[str]
+
+
+class JobResult(msgspec.Struct, frozen=True):
+    """The result of one Job: its media type, and its bytes (base64 in JSON)."""
+
+    job: str
+    media: str
+    sha256: str
+    body: bytes
+
+
+class Results(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The results that there are, in the order of the request; `rest` names Jobs whose results had no
+    room in this answer: ask for them again."""
+
+    results: list[JobResult]
+    rest: list[str] = []
+
+
 class PutResultsReply(msgspec.Struct, frozen=True):
     """One verdict for each result, in the order of the request."""
 

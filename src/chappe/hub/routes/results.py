@@ -16,9 +16,11 @@ from chappe.link.results import check_bytes
 from chappe.store import queries
 from chappe.store.sync import store_result, store_results
 from chappe.wire.results import (
+    AskResults,
     Kept,
     PutResults,
     PutResultsReply,
+    Results,
     ResultUpload,
     ResultVerdict,
     Sha256,
@@ -33,7 +35,7 @@ class ResultQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def show(call: Call[None, None]) -> Content:
-    """Fetch the result of a finished Job."""
+    """Fetch the result of a Job that has ended."""
     media, sha256, body = await call.hub.read(queries.result, call.principal, call.path["id"])
     # What a Job wrote is never to be run by a browser that is shown it.
     headers = {
@@ -43,6 +45,16 @@ async def show(call: Call[None, None]) -> Content:
         "content-security-policy": "sandbox",
     }
     return Content(body, media, headers=headers)
+
+
+async def show_many(call: Call[AskResults, None]) -> Results:
+    """Fetch the results of up to 1 000 Jobs that have ended, as many as fit one answer."""
+    ids = call.body.ids
+    if len(ids) > limits.PAGE_MAX:
+        raise TooLarge(f"{len(ids)} jobs, the limit is {limits.PAGE_MAX}", field="ids")
+    for id in ids:
+        check_id(id, "ids")
+    return await call.hub.read(queries.results, call.principal, ids)
 
 
 async def put(call: Call[bytes, ResultQuery]) -> None:

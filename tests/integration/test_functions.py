@@ -1,0 +1,236 @@
+"""Python functions from the SDK to a real Site and back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import traceback
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import chappe
+from chappe import AsyncClient, Client
+from chappe.sdk.errors import Invalid, JobCancelled, JobFailed, TooLarge
+from chappe.sdk.functions import FunctionApp
+from chappe.testing.cluster import until
+from tests.integration import sdk_rig
+from tests.integration.sdk_rig import SITE, Place
+
+WITHIN_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Generator[Place, None, None]:
+    with sdk_rig.place(tmp_path_factory.mktemp("functions")) as made:
+        yield made
+
+
+@pytest.fixture
+def client(place: Place) -> Generator[Client, None, None]:
+    with place.client() as made:
+        yield made
+
+
+def app(function: Any, **more: Any) -> FunctionApp[..., Any]:
+    return chappe.app(function, site=SITE, **more)
+
+
+def test_a_decorated_function_runs_there_and_its_value_comes_back(client: Client) -> None:
+    @chappe.app(site=SITE, tags={"kind": "sum"})
+    def add(a: int, b: int = 1) -> dict[str, Any]:
+        print("adding")
+        return {"sum": a + b, "site": os.environ["CHAPPE_SITE"]}
+
+    job = client.submit(add, 2, b=3)
+    assert job.result(WITHIN_S) == {"sum": 5, "site": SITE}
+    assert add.local(1)["sum"] == 2 if "CHAPPE_SITE" in os.environ else True
+    draft = add.options(name="four")(3)
+    assert client.submit(draft).result(WITHIN_S)["sum"] == 4
+    found = client.job(job.id)
+    assert found.result() == {"sum": 5, "site": SITE}
+    assert "add" in found.name
+    assert client.job(draft.id).name == "four"
+
+
+def test_a_map_is_one_request_for_thousands_and_its_code_travels_once(
+    client: Client, place: Place
+) -> None:
+    def square(n: int) -> int:
+        return n * n
+
+    before = _posts(place)
+    jobs = client.map(app(square, environment="quick"), range(2_500))
+    until(lambda: _posts(place) > before, "the request is logged")
+    assert _posts(place) == before + 1
+    client.wait_all(jobs, WITHIN_S)
+    assert all(job.ok for job in jobs)
+    assert [job.result() for job in jobs[::500]] == [n * n for n in range(0, 2_500, 500)]
+    names = [f"n{i}" for i in range(3)]
+    named = client.map(app(square), [1, 2, 3], names=names)
+    assert [job.name for job in named] == names
+
+
+def test_what_a_function_raises_is_raised_here_with_its_traceback(client: Client) -> None:
+    class Local(Exception):
+        pass
+
+    def fail(how: str) -> None:
+        if how == "key":
+            raise KeyError("depth")
+        raise Local(how)
+
+    jobs = client.map(app(fail), ["key", "other"])
+    with pytest.raises(KeyError, match="depth") as error:
+        jobs[0].result(WITHIN_S)
+    words = "".join(traceback.format_exception(error.value))
+    assert "in fail" in words
+    assert 'raise KeyError("depth")' in words
+    with pytest.raises(Exception, match="other") as other:
+        jobs[1].result(WITHIN_S)
+    assert type(other.value).__name__ == "Local"
+    assert jobs[0].outcome is not None
+    assert jobs[0].outcome.exit == 1
+    again = client.job(jobs[0].id)
+    with pytest.raises(KeyError):
+        again.result()
+
+
+def test_arrays_tuples_and_files_come_back_as_they_were(client: Client) -> None:
+    import numpy as np
+
+    def give(what: str) -> Any:
+        import numpy as np
+
+        if what == "array":
+            return np.arange(12.0).reshape(3, 4)
+        return (1, {"a"}) if what == "tuple" else np.ones((1024, 256))
+
+    array, pair, large = client.map(app(give, environment="quick"), ["array", "tuple", "large"])
+    assert np.array_equal(array.result(WITHIN_S), np.arange(12.0).reshape(3, 4))
+    assert pair.result(WITHIN_S) == (1, {"a"})
+    file = large.result(WITHIN_S)
+    assert isinstance(file, chappe.SiteFile)
+    assert file.size_bytes > 2_000_000
+    with pytest.raises(Invalid, match="load it in a function that runs there"):
+        file.load()
+
+    def total(file: chappe.SiteFile) -> float:
+        return float(file.load().sum())
+
+    assert client.submit(app(total), file).result(WITHIN_S) == 1024 * 256
+
+
+def test_a_worker_that_dies_and_a_success_without_a_value_are_failures(client: Client) -> None:
+    def die(how: str) -> None:
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(0)
+
+    killed, silent = client.map(app(die), ["kill", "zero"])
+    with pytest.raises(JobFailed, match="signal 9"):
+        killed.result(WITHIN_S)
+    with pytest.raises(JobFailed, match="its worker ended without a value"):
+        silent.result(WITHIN_S)
+
+
+def test_own_processes_limits_and_cancels(client: Client, place: Place) -> None:
+    def pid() -> tuple[int, int]:
+        return os.getpid(), os.cpu_count() or 0
+
+    def hang(path: str) -> None:
+        import time
+
+        Path(path).write_text(str(os.getpid()))
+        time.sleep(600)
+
+    one, two = (client.submit(app(pid, process="own")).result(WITHIN_S)[0] for _ in range(2))
+    assert one != two
+    with pytest.raises(JobFailed, match="timeout"):
+        client.submit(app(hang, wall_s=1.0), str(place.directory / "limit")).result(WITHIN_S)
+    gate = place.directory / "cancel"
+    job = client.submit(app(hang), str(gate))
+    until(gate.exists, "the function began")
+    job.cancel()
+    with pytest.raises(JobCancelled):
+        job.result(WITHIN_S)
+
+
+def test_options_reach_the_worker(client: Client) -> None:
+    def look() -> list[Any]:
+        threads = os.environ["OMP_NUM_THREADS"]
+        return [threads, len(os.sched_getaffinity(0)), os.environ["MODE"], os.getcwd()]
+
+    found = client.submit(app(look, cores=2, env={"MODE": "x"}, workdir="run/a")).result(WITHIN_S)
+    assert found[0] == "2"
+    assert found[2] == "x"
+    assert found[3].endswith("data/run/a/attempt-1")
+
+
+def test_functions_may_call_each_other_and_themselves(client: Client) -> None:
+    source = (
+        "import chappe\n"
+        f"@chappe.app(site={SITE!r})\n"
+        "def twice(n): return 2 * n\n"
+        f"@chappe.app(site={SITE!r})\n"
+        "def fall(n): return twice.local(n) if n < 1 else fall.local(n - 1)\n"
+    )
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(source, names)  # noqa: S102
+    assert client.submit(names["twice"], 4).result(WITHIN_S) == 8
+
+
+def test_what_cannot_be_sent_is_said_before_it_is(client: Client) -> None:
+    with pytest.raises(TooLarge, match="put large data in files at the site"):
+        client.submit(app(len), b"x" * 100_000)
+    with pytest.raises(Invalid, match="the arguments cannot be pickled"):
+        client.submit(app(id), (n for n in range(3)))
+    data = os.urandom(300_000)
+    with pytest.raises(TooLarge, match="it holds data"):
+        client.submit(app(lambda: data))
+    with pytest.raises(Invalid, match="say where 'print' is to run"):
+        client.submit(print, 1)
+    with pytest.raises(Invalid, match='"warm" or "own"'):
+        app(print, process="cold")
+
+
+def test_an_environment_that_is_unknown_or_broken_says_so(client: Client) -> None:
+    with pytest.raises(JobFailed, match=r"no environment 'other'.*broken, default, quick"):
+        client.submit(app(len, environment="other"), "x").result(WITHIN_S)
+    with pytest.raises(JobFailed, match="cannot import no_such_module"):
+        client.submit(app(len, environment="broken"), "x").result(WITHIN_S)
+
+
+async def test_the_asynchronous_face(place: Place) -> None:
+    config, key = place.hub.client_config, place.directory / "key"
+    async with AsyncClient(config_file=config, key=key) as client:
+        jobs = await client.map(app(pow), [2, 3], [5, 2])
+        assert [await job.result(WITHIN_S) for job in jobs] == [32, 9]
+        job = await client.submit(app(int), "no number")
+        with pytest.raises(ValueError, match="no number"):
+            await job.result(WITHIN_S)
+
+
+def test_the_site_is_known_by_the_key_that_it_made(client: Client, place: Place) -> None:
+    assert client.submit(app(len), "four").result(WITHIN_S) == 4
+    site = next(view.id for view in client.sites())
+    pinned = place.directory / "known_sites" / site
+    secret = place.directory / SITE / "secrets" / "signing_key"
+    assert pinned.read_text().strip()
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert hashlib.sha256(secret.read_bytes()).hexdigest() not in pinned.read_text()
+    pinned.write_text("A" * 43 + "=\n")
+    try:
+        with place.client() as other, pytest.raises(chappe.SiteKeyChanged, match="known by A"):
+            other.submit(app(len), "four").result(WITHIN_S)
+    finally:
+        pinned.unlink()
+
+
+def _posts(place: Place) -> int:
+    """How many requests to create Jobs the Hub has answered."""
+    lines = place.hub.log.splitlines()
+    return sum('"method":"POST"' in line and '"route":"/v1/jobs"' in line for line in lines)
