@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 
 import msgspec
 import pytest
@@ -161,6 +162,33 @@ async def test_filters_are_bounded(shared_hub: RunningHub) -> None:
             with pytest.raises(Invalid) as refused:
                 await w.user.fetch("GET", "/v1/events", params=params)
             assert refused.value.field == next(iter(params))
+
+
+async def test_a_log_that_was_cut_says_where_it_begins(hub: RunningHub) -> None:
+    """As retention cuts it. Pages, streams and a wait from before the cut: none is given a gap."""
+    async with world(hub) as w:
+        await w.create(50)
+        events = await everything(w.user)
+        first = events[20].seq
+        await asyncio.to_thread(hub.stop)
+        with closing(sqlite3.connect(hub.data / "hub.sqlite")) as conn, conn:
+            conn.execute("DELETE FROM event WHERE seq < ?", (first,))
+        await asyncio.to_thread(hub.start)
+        assert [e.seq for e in await everything(w.user)] == [e.seq for e in events[20:]]
+        for cursor in (f"1:{first - 2}", "1:0"):
+            for path in ("/v1/events", "/v1/events/stream"):
+                with pytest.raises(Gone) as gone:
+                    await w.user.request(
+                        "GET", path, reply=EventPage, params={"cursor": cursor}, retry=NO_RETRY
+                    )
+                assert gone.value.code == "cursor_too_old"
+                assert gone.value.details == {"first_seq": first}
+        with pytest.raises(Gone):
+            await follow(w.user, 1, last=f"1:{first - 2}")
+        assert [e.seq for _, e in await follow(w.user, 2, last=f"1:{first - 1}")] == [
+            first,
+            first + 1,
+        ]
 
 
 async def test_a_stream_survives_the_hubs_restart(hub: RunningHub) -> None:

@@ -13,7 +13,7 @@ import pytest
 from chappe.core import limits
 from chappe.core.errors import Busy, Gone, Invalid
 from chappe.hub import live
-from chappe.hub.live import Streams, position
+from chappe.hub.live import Streams, position, since
 from chappe.hub.metrics import Metrics
 from chappe.hub.state import Hub
 from chappe.store.feed import EventFilter
@@ -58,15 +58,16 @@ class Log:
             yield chunks
 
 
-def at(log: Log, cursor: str | None, absent: int | None = None) -> int:
-    return position(cast(Hub, log), ME, cursor, absent=absent)
+def at(log: Log, cursor: str | None) -> int:
+    return position(cast(Hub, log), ME, cursor)
 
 
 async def test_positions() -> None:
     log = Log(head=5)
     assert at(log, None) == 5
-    assert at(log, None, absent=0) == 0
-    assert at(log, "now", absent=0) == 5
+    assert at(log, "now") == 5
+    assert since(cast(Hub, log), ME, None) is None
+    assert since(cast(Hub, log), ME, "now") == 5
     assert at(log, "1:3") == 3
     for cursor in ("1:6", "2:1", "0:3"):
         with pytest.raises(Gone):

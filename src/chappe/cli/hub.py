@@ -51,6 +51,16 @@ def command() -> None:
     help="What to log, as JSON on stderr (info).",
 )
 @click.option("--ready-file", type=_FILE, help="File to write the ready line to.")
+@click.option(
+    "--keep-days",
+    type=click.FloatRange(min=0),
+    help="Cut events and ended jobs older than this (0: keep all); needs --backups.",
+)
+@click.option(
+    "--backups",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Directory of backups; nothing is cut that the newest good one does not hold.",
+)
 def start(data: Path | None, **given: Any) -> None:
     """Start a hub in the foreground.
 

@@ -37,15 +37,18 @@ _encode = msgspec.json.Encoder().encode
 _Read = tuple[int, EventFilter, int, int]
 
 
-def position(hub: Hub, principal: Principal, cursor: str | None, *, absent: int | None) -> int:
-    """The seq that a cursor stands for. `absent` is what no cursor means, None: now.
+def since(hub: Hub, principal: Principal, cursor: str | None) -> int | None:
+    """Like `position`; no cursor means from the first Event that is there (None)."""
+    return position(hub, principal, cursor) if cursor else None
+
+
+def position(hub: Hub, principal: Principal, cursor: str | None) -> int:
+    """The seq that a cursor stands for; no cursor means now.
 
     Raises Gone `cursor_reset` for a cursor of another incarnation, or from beyond the head.
     """
     head = hub.store.head(principal.project_n)
-    if cursor is None or cursor == "":
-        return head if absent is None else absent
-    if cursor == "now":
+    if cursor is None or cursor in ("", "now"):
         return head
     try:
         incarnation, seq = parse_cursor(cursor)
@@ -107,7 +110,7 @@ class Streams:
 
     def open(self, p: Principal, f: EventFilter, cursor: str | None) -> AsyncGenerator[bytes, None]:
         """The chunks of a stream that begins after `cursor` (None: now). Raises Gone or Busy."""
-        after = position(self._hub, p, cursor, absent=None)
+        after = position(self._hub, p, cursor)
         if self._count >= limits.STREAMS:
             raise Busy(f"{limits.STREAMS} streams are open, which is the limit; close some")
         return self._run(p, f, after, self._cuts)
@@ -132,7 +135,10 @@ class Streams:
                 if head > after:
                     await self._pace(read_at)
                     read_at = loop.time()
-                    chunk, after = await self._read(p, f, after, store.head(p.project_n))
+                    try:
+                        chunk, after = await self._read(p, f, after, store.head(p.project_n))
+                    except Gone:
+                        return  # so slow that it was overtaken by the cut: it asks again, and is told
                     if chunk:
                         told = after
                         yield chunk

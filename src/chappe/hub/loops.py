@@ -9,6 +9,7 @@ import structlog
 
 from chappe.core import limits
 from chappe.core.errors import ChappeError
+from chappe.hub.retention import Retention, retain
 from chappe.hub.state import Hub
 from chappe.store import bulk, upkeep
 from chappe.store.tx import Tx
@@ -18,17 +19,26 @@ LOOK_S = 5.0
 DUE_LOOK_S = 30.0
 PURGE_FIRST_S = 60.0
 PURGE_S = 3_600.0
+CUT_FIRST_S = 120.0
+CUT_S = 6 * 3_600.0
 RESTART_FIRST_S = 1.0
 RESTART_MOST_S = 60.0
 
 log = structlog.get_logger("chappe.hub.loops")
 
 
-async def run(hub: Hub) -> None:
-    """Run all loops until the Hub stops."""
+async def run(hub: Hub, keep: Retention | None = None) -> None:
+    """Run all loops until the Hub stops. `keep` says what of the past to cut, None nothing."""
     hub.liveness.open(await hub.read(upkeep.open_sessions))
+
+    async def cut(hub: Hub) -> None:
+        await _sleep(hub, CUT_FIRST_S)
+        while keep is not None and not hub.stopping.is_set():
+            await retain(hub, keep)
+            await _sleep(hub, CUT_S)
+
     async with asyncio.TaskGroup() as group:
-        for loop in (sessions, due, acts, purge):
+        for loop in (sessions, due, acts, purge, *([cut] if keep else [])):
             group.create_task(supervised(hub, loop))
 
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from chappe.core.errors import ChappeError, Unavailable
+from chappe.core.errors import ChappeError, Invalid, Unavailable
 from chappe.hub import logs
 from chappe.link.clock import boottime, now
 from chappe.link.faults import arm_from_env
 
 if TYPE_CHECKING:
     from chappe.hub import tls
+    from chappe.hub.retention import Retention
     from chappe.store.db import Store
 
 DEFAULT_PORT = 8461
@@ -44,7 +45,8 @@ def database(data: Path, db: str | None) -> str:
 class HubOptions:
     """How to start a Hub. `db` None: SQLite in the data directory. Port 0: a free one, which is printed.
 
-    `url_host` is the name that clients use, where it is not `host`.
+    `url_host` is the name that clients use, where it is not `host`. What is older than `keep_days` is cut, as
+    far as a backup in the directory `backups` holds it; 0 keeps all.
     """
 
     data: Path
@@ -56,6 +58,8 @@ class HubOptions:
     log_level: str = "info"
     ready_file: Path | None = None
     url_host: str | None = None
+    keep_days: float = 0.0
+    backups: Path | None = None
 
 
 def run(options: HubOptions) -> int:
@@ -78,6 +82,7 @@ def _run(options: HubOptions) -> None:
     from chappe.hub.bootstrap import ensure_owner, user_path
     from chappe.store.db import open_store
 
+    keep = _retention(options)
     data = options.data.absolute()
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -94,10 +99,23 @@ def _run(options: HubOptions) -> None:
         files = tls.files(data, options.tls_cert, options.tls_key, now())
         for path in ensure_owner(store, data, url, files.ca, user_path()):
             print(f"wrote {path}: the client's configuration, with its token", file=sys.stderr)
-        _serve(options, store, files, listener, url)
+        _serve(options, store, files, listener, url, keep)
     finally:
         store.close()
     log.info("stopped")
+
+
+def _retention(options: HubOptions) -> Retention | None:
+    from chappe.hub.retention import Retention
+
+    if options.keep_days == 0:
+        return None
+    if options.keep_days < 0 or options.backups is None:
+        raise Invalid(
+            "--keep-days wants a number of days above 0, and --backups: what is cut must be in a backup",
+            field="keep_days",
+        )
+    return Retention(options.keep_days * 86_400, options.backups.absolute())
 
 
 def _bind(options: HubOptions) -> socket.socket:
@@ -122,7 +140,12 @@ def _url_host(options: HubOptions) -> str:
 
 
 def _serve(
-    options: HubOptions, store: Store, files: tls.Files, listener: socket.socket, url: str
+    options: HubOptions,
+    store: Store,
+    files: tls.Files,
+    listener: socket.socket,
+    url: str,
+    keep: Retention | None,
 ) -> None:
     import uvloop
 
@@ -134,7 +157,7 @@ def _serve(
         hub = Hub(store, now, boottime)
         hub.start()
         app = create_app(hub)
-        upkeep = asyncio.create_task(loops.run(hub))
+        upkeep = asyncio.create_task(loops.run(hub, keep))
         server = serve.Server(
             serve.config(app, files), ready=lambda: _say_ready(options, url), stop=hub.stop
         )
@@ -179,6 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--tls-cert", type=Path, help="certificate (PEM), instead of a self-made one"
     )
     parser.add_argument("--tls-key", type=Path, help="its key (PEM)")
+    parser.add_argument(
+        "--keep-days", type=float, default=0.0, help="cut what is older; 0: nothing"
+    )
+    parser.add_argument("--backups", type=Path, help="directory of backups that hold what is cut")
     parser.add_argument("--log-level", choices=sorted(logs.LEVELS), default="info")
     parser.add_argument("--ready-file", type=Path, help="file to write the ready line to")
     given = parser.parse_args(arguments)

@@ -6,8 +6,8 @@ first and the Job's state is read after that, so an end is either read or stream
 
 Success is for good. A failure or a cancellation may have been followed by an explicit retry, of which the
 stream says nothing; so an Event older than what was read is ignored, and where nothing was read yet, the
-state is. When the Hub was replaced by a backup (410 `cursor_reset`) the position is lost, and all states
-are read from a new one.
+state is. When the Hub was replaced by a backup (410 `cursor_reset`), or has cut the log beyond
+it (410 `cursor_too_old`), the position is lost, and all states are read from a new one.
 
 The stream lives while somebody waits, and a few seconds longer for the next wait.
 """
@@ -158,7 +158,7 @@ class Feed:
                 try:
                     await self._follow_from(at)
                 except Gone:
-                    # The log was replaced by a backup: a new position, then the truth from there.
+                    # The log was replaced or cut: a new position, then the truth from there.
                     self._at = at = await self._position(PATIENT)
                     await self._reread()
         except ChappeError as error:

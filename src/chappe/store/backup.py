@@ -22,6 +22,7 @@ from sqlalchemy.exc import ArgumentError
 from chappe.core.errors import Conflict, Invalid, NotFound
 
 FORMAT = 1
+MANIFEST = ".manifest"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -78,7 +79,7 @@ def backups_of(url: str) -> Backups:
 
 def manifest_path(file: Path) -> Path:
     """Where the manifest of a backup stands."""
-    return file.with_name(f"{file.name}.manifest")
+    return file.with_name(f"{file.name}{MANIFEST}")
 
 
 def digest(file: Path) -> str:

@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from chappe.core import limits
+from chappe.core.errors import Gone
 from chappe.core.states import FINAL, PHASE, State
 from chappe.store.dialect import sql
 from chappe.store.principal import Principal
@@ -25,6 +26,8 @@ PAGE = sql(f"""
     SELECT {_COLUMNS} FROM event e LEFT JOIN job ON job.n = e.job
     WHERE e.project = :project AND e.seq > :after AND e.seq <= :head
     ORDER BY e.seq LIMIT :most""")
+
+FIRST = sql("SELECT min(seq) FROM event WHERE project = :project")
 
 #: Most who listen wait for ends, which are one Event in four: the others are not even read.
 ENDS = sql(f"""
@@ -59,11 +62,31 @@ class EventFilter:
     tags: tuple[tuple[str, str], ...] = field(default=())
 
 
+def begin(conn: Connection, p: Principal, after: int | None, head: int) -> int:
+    """Where to read on after a cursor; None: before the first Event that is there.
+
+    Raises Gone `cursor_too_old` when Events after the cursor were cut: there would be a gap.
+    """
+    first = conn.execute(FIRST, {"project": p.project_n}).scalar() or head + 1
+    if after is None:
+        return first - 1
+    if after < first - 1:
+        raise Gone(
+            f"the events after this cursor are not kept any more; the first that is there is {first}",
+            code="cursor_too_old",
+            field="cursor",
+            details={"first_seq": first},
+        )
+    return after
+
+
 def page(
-    conn: Connection, p: Principal, after: int, head: int, most: int, f: EventFilter
+    conn: Connection, p: Principal, after: int | None, head: int, most: int, f: EventFilter
 ) -> tuple[list[Event], int]:
-    """Up to `most` Events with after < seq ≤ head that pass the filter, and the last seq looked at."""
+    """Up to `most` Events with after < seq ≤ head that pass the filter, and the last seq looked at. `after`
+    None: from the first that is there. Raises Gone `cursor_too_old`."""
     most = min(most, limits.EVENTS_PER_PAGE)
+    after = begin(conn, p, after, head)
     params: dict[str, Any]
     statement, params = PAGE, {"project": p.project_n, "after": after, "head": head, "most": most}
     if f.jobs:

@@ -1,7 +1,8 @@
 """The EventLog on the wire: by cursor, and as a stream of server-sent events.
 
 A cursor is `incarnation:seq`, the last Event that was read. Cursors of an older incarnation of the Hub
-are answered 410 `cursor_reset`: the log they belong to was replaced by a backup.
+are answered 410 `cursor_reset`: the log they belong to was replaced by a backup. The Hub may cut the log's
+beginning: a cursor from before it is answered 410 `cursor_too_old`, with `first_seq` in the details.
 """
 
 from __future__ import annotations

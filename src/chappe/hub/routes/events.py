@@ -8,9 +8,9 @@ from chappe.core import limits
 from chappe.core.errors import Invalid, TooLarge
 from chappe.core.ids import check_id
 from chappe.hub.call import Call, Stream
-from chappe.hub.live import position
+from chappe.hub.live import position, since
 from chappe.hub.routes.jobs import tags_of
-from chappe.store.feed import EventFilter, page
+from chappe.store.feed import EventFilter, begin, page
 from chappe.wire.events import EventPage, cursor_of
 
 JOBS_PER_FILTER = 100
@@ -59,7 +59,7 @@ async def index(call: Call[None, EventsQuery]) -> EventPage:
     if not 1 <= q.limit <= limits.EVENTS_PER_PAGE:
         raise Invalid(f"limit must be 1 to {limits.EVENTS_PER_PAGE}", field="limit")
     f = _filter(q)
-    after = position(hub, p, q.cursor, absent=0)
+    after = since(hub, p, q.cursor)
     head = hub.store.head(p.project_n)
     found, scanned = await hub.read(page, p, after, head, q.limit, f)
     return EventPage(found, cursor_of(hub.store.incarnation, scanned))
@@ -72,5 +72,9 @@ async def stream(call: Call[None, FeedQuery]) -> Stream:
     that the position is fixed. Comments keep the connection alive every 15 s.
     """
     f = _filter(call.query)
+    hub, p = call.hub, call.principal
     cursor = call.headers.get("last-event-id") or call.query.cursor
+    if cursor:
+        # What was cut is said before the stream begins.
+        await hub.read(begin, p, position(hub, p, cursor), hub.store.head(p.project_n))
     return Stream(call.hub.streams.open(call.principal, f, cursor), "text/event-stream")

@@ -10,7 +10,7 @@ import msgspec
 from chappe.core import limits
 from chappe.core.errors import Invalid
 from chappe.hub.call import Call
-from chappe.hub.live import position
+from chappe.hub.live import since
 from chappe.store import acts, edits, queries, why
 from chappe.store.create import create_jobs
 from chappe.store.feed import EventFilter, page
@@ -133,7 +133,7 @@ async def show(call: Call[None, None]) -> JobView:
 async def events(call: Call[None, PageQuery]) -> EventPage:
     """List the Events of one Job, oldest first."""
     hub, p, id = call.hub, call.principal, call.path["id"]
-    after = position(hub, p, call.query.cursor, absent=0)
+    after = since(hub, p, call.query.cursor)
     head = hub.store.head(p.project_n)
     await hub.read(queries.job_n, p, id)
     f = EventFilter(jobs=(id,))
