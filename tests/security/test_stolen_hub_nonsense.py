@@ -73,7 +73,8 @@ def test_a_spec_that_is_none_is_refused(victim: Victim, spec: bytes) -> None:
 
 
 def test_more_resources_than_there_are_is_refused(victim: Victim) -> None:
-    refused(victim, "too_large", victim.spec("form", resources={"cores": 2**30}))
+    refused(victim, "bad_spec", victim.spec("form", resources={"cores": 2**30}))
+    refused(victim, "too_large", victim.spec("form", resources={"cores": 60_000}))
     refused(victim, "too_large", victim.spec("form", resources={"mem_bytes": 2**49}))
 
 

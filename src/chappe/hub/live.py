@@ -67,9 +67,9 @@ def position(hub: Hub, principal: Principal, cursor: str | None) -> int:
 
 @dataclass(slots=True, eq=False)
 class _Ear:
-    """One open stream: whose it is, what wakes it, and whether it was told to end."""
+    """One open stream: the prefix of its token, what wakes it, and whether it was told to end."""
 
-    token: str
+    prefix: str
     more: asyncio.Event = field(default_factory=asyncio.Event)
     is_cut: bool = False
 
@@ -104,7 +104,7 @@ class Streams:
         self._cuts += 1
         for project in self._open.values():
             for ear in project:
-                if ear.token in tokens:
+                if ear.prefix in tokens:
                     ear.is_cut = True
                     ear.more.set()
 
