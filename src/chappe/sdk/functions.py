@@ -1,8 +1,8 @@
 """Python functions as Apps: `@chappe.app(site="paris")`.
 
-The function is pickled by value when a Job is made of it, so it runs at the Site as it stands here; modules
-that it imports must be there. The pickle travels in the signed submission, once for all its Jobs, and the
-arguments in each Job's signed spec.
+The function is pickled when a Job is made of it, with all of the user's own code that it uses, so it runs
+at the Site as it stands here; packages that it imports must be there. The pickle travels in the signed
+submission, once for all its Jobs, and the arguments in each Job's signed spec.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
-import cloudpickle
 import msgspec
 
 from chappe.core import limits
-from chappe.sdk import drafts
+from chappe.sdk import drafts, pickling
 from chappe.sdk.drafts import Draft, FunctionCode, Options, Template
 from chappe.sdk.errors import Invalid, TooLarge
 
@@ -84,7 +83,7 @@ class FunctionApp(Generic[P, R]):
     def _pickled(self) -> FunctionCode:
         name = getattr(self.local, "__qualname__", type(self.local).__name__)
         try:
-            code = cloudpickle.dumps(self.local)
+            code = pickling.dumps(self.local)
         except Exception as e:
             raise Invalid(f"{name} cannot be pickled: {e}", field="function") from e
         if len(code) > limits.CODE_BYTES:
@@ -163,7 +162,7 @@ def as_app(function: Callable[..., Any]) -> FunctionApp[..., Any]:
 
 def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
     try:
-        found: bytes = cloudpickle.dumps((args, dict(kwargs)))
+        found = pickling.dumps((args, dict(kwargs)))
     except Exception as e:
         raise Invalid(f"the arguments cannot be pickled: {e}", field="arguments") from e
     if len(found) > limits.ARGUMENT_BYTES:
