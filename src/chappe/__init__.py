@@ -37,6 +37,7 @@ _PUBLIC: dict[str, str] = {
     "Outcome": "chappe.core.leases",
     "Parameter": "chappe.core.parameters",
     "Event": "chappe.wire.events",
+    "JobCount": "chappe.wire.bulk",
     "JobView": "chappe.wire.jobs",
     "Why": "chappe.wire.jobs",
     "AppView": "chappe.wire.sites",

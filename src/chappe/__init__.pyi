@@ -53,6 +53,9 @@ from chappe.sdk.sync import (
     wait_all,
 )
 from chappe.sdk.values import RemoteError, SiteFile
+from chappe.wire.bulk import (
+    JobCount,
+)
 from chappe.wire.events import (
     Event,
 )
@@ -88,6 +91,7 @@ __all__ = [
     "Invalid",
     "Job",
     "JobCancelled",
+    "JobCount",
     "JobError",
     "JobFailed",
     "JobView",

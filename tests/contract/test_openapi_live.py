@@ -91,6 +91,7 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
     await call("GET", "/v1/sites/{id}", id=w.site_id)
     await call("POST", "/v1/jobs/query", QueryJobs(JobFilter()))
     await call("POST", "/v1/jobs/results", AskResults([child]))
+    await call("POST", "/v1/jobs/count", JobFilter(tags={"a": "b"}))
     for act in ("cancel", "retry", "delete"):
         await call("POST", f"/v1/jobs/{act}", ActOnJobs(JobFilter(ids=[child])))
     for act in ("hold", "release", "update"):

@@ -137,6 +137,9 @@ def test_hold_update_and_release(place: Place) -> None:
     assert lines(place, "job", "hold", job) == [{"id": job, "code": "held"}]
     assert f"chappe job release {job}" in place.chappe("why", job).stdout
     assert " held " in place.chappe("job", "ls", "--held").stdout
+    assert lines(place, "job", "count", "--tag", "exp=hold") == [{"count": 1, "exact": True}]
+    runnable = [c for c in lines(place, "job", "count") if c["state"] == "PREPROCESSED"]
+    assert [(c["site"], c["app"], c["count"] > 0) for c in runnable] == [(SITE, "wave", True)]
     change = ("--priority", "3", "--set-tag", "exp=later", "--set-data", "grid=[1, 2]")
     assert lines(place, "job", "update", "--tag", "exp=hold", "-y", *change) == [{"updated": 1}]
     (view,) = lines(place, "job", "show", job)

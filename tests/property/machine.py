@@ -193,7 +193,7 @@ class LeaseMachine(MachineBase):
         self.checker.reopened = set(self.jobs)
         before = {r["id"]: r for r in self.rig.sql("SELECT * FROM job")}
         act = self._some(data)
-        reply, _ = self.rig.do(acts.retry, self.rig.user, act)
+        reply = self.rig.do(acts.retry, self.rig.user, act)
         for verdict in reply.verdicts:
             row = before[verdict.id]
             if verdict.code == "retried":

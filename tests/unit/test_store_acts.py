@@ -11,6 +11,7 @@ import pytest
 from chappe.core.errors import Conflict, Invalid, NotFound
 from chappe.core.jobs import Envelope, JobSpec, ParentPolicy, Retries
 from chappe.store import acts, queries, sync, upkeep
+from chappe.store.listing import matching
 from chappe.testing.store import PilotRig, SiteRig, StoreRig, cores, held
 from chappe.wire.jobs import ActOnJobs, ActReply, JobFilter
 from chappe.wire.results import ResultUpload
@@ -159,34 +160,26 @@ def test_named_jobs_that_do_not_pass_the_filter_are_skipped(rig: StoreRig, site:
     a, b = rig.spec(site, name="a"), rig.spec(site, name="b")
     rig.submit(a, b)
     act = ActOnJobs(JobFilter(ids=[a.id, b.id], name="a"))
-    reply, _ = rig.do(acts.cancel, rig.user, act)
+    reply = rig.do(acts.cancel, rig.user, act)
     assert codes(reply) == ["cancelled", "skipped"]
     assert rig.job(b.id).state == "PREPROCESSED"
 
 
-def test_a_filter_is_worked_off_in_chunks(
-    rig: StoreRig, site: SiteRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(acts, "CHUNK", 4)
+def test_of_what_matched_those_are_acted_upon_that_are_named(rig: StoreRig, site: SiteRig) -> None:
     tagged = [rig.spec(site) for _ in range(10)]
     rig.submit(*tagged, envelopes=[Envelope({"exp": "x"})] * 10)
     (other,) = submitted(site)
     act = ActOnJobs(JobFilter(tags={"exp": "x"}))
-    after, counts = 0, []
-    while True:
-        reply, then = rig.do(acts.cancel, rig.user, act, after)
-        assert not reply.verdicts
-        counts.append(reply.counts)
-        if then is None:
-            break
-        assert then > after
-        after = then
-    assert counts == [{"cancelled": 4}, {"cancelled": 4}, {"cancelled": 2}]
-    assert rig.job(other.id).state == "PREPROCESSED"
+    matched = rig.ask(matching, rig.user, act.filter)
+    assert len(matched) == 10
+    for some in (matched[:4], matched[4:]):
+        reply = rig.do(acts.cancel, rig.user, act, some)
+        assert (reply.counts, reply.verdicts) == ({"cancelled": len(some)}, [])
+    assert rig.states(*tagged, other) == ["CANCELLED"] * 10 + ["PREPROCESSED"]
 
 
 def test_a_filter_that_finds_nothing(rig: StoreRig, site: SiteRig) -> None:
-    assert rig.do(acts.cancel, rig.user, ActOnJobs(JobFilter(name="x"))) == (ActReply({}), None)
+    assert rig.do(acts.cancel, rig.user, ActOnJobs(JobFilter(name="x"))) == ActReply({})
 
 
 # -- retry ------------------------------------------------------------------------------------------
@@ -309,7 +302,7 @@ def sign(rig: StoreRig, *jobs: JobSpec, until_s: float = 100, most: int | None =
 def test_a_retry_beyond_the_signed_attempts_is_signed_anew(rig: StoreRig, site: SiteRig) -> None:
     a, b = failed(site, 2, retries=Retries(max=0))
     act = sign(rig, a, b)
-    reply, _ = rig.do(acts.retry, rig.user, act)
+    reply = rig.do(acts.retry, rig.user, act)
     assert codes(reply) == ["retried", "retried"]
     assert rig.job(a.id).max_attempts == 9
     new = act.submissions[0].id
@@ -324,7 +317,7 @@ def test_a_retry_after_the_signature_has_expired(rig: StoreRig, site: SiteRig) -
     rig.cancel(job)
     rig.clock.advance(101)
     assert codes(rig.retry(job)) == ["expired"]
-    reply, _ = rig.do(acts.retry, rig.user, sign(rig, job, most=None))
+    reply = rig.do(acts.retry, rig.user, sign(rig, job, most=None))
     assert codes(reply) == ["retried"]
     assert rig.job(job.id).max_attempts == 3
 
@@ -400,8 +393,8 @@ def test_the_deletion_of_a_finished_parent_fails_children_that_wait(
 def test_deletion_by_filter_skips_and_counts(rig: StoreRig, site: SiteRig) -> None:
     (lost,) = failed(site)
     (waiting,) = submitted(site)
-    reply, after = rig.do(acts.delete, rig.user, ActOnJobs(JobFilter(app="true")))
-    assert (reply.counts, after) == ({"deleted": 1, "not_final": 1}, None)
+    reply = rig.do(acts.delete, rig.user, ActOnJobs(JobFilter(app="true")))
+    assert reply.counts == {"deleted": 1, "not_final": 1}
     assert rig.states(waiting) == ["PREPROCESSED"]
     assert codes(rig.cancel(lost)) == ["gone"]
 

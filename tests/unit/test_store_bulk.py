@@ -12,6 +12,7 @@ from chappe.core import limits
 from chappe.core.errors import Busy, Conflict, Invalid, NotFound, TooLarge
 from chappe.core.jobs import JobSpec
 from chappe.store import bulk
+from chappe.store.listing import matching
 from chappe.testing.store import SiteRig, StoreRig
 from chappe.wire.bulk import ActView, NewAct, NewSelection, SelectionView, Verb
 from chappe.wire.jobs import EnvelopeChange, JobFilter
@@ -35,7 +36,7 @@ def submitted(site: SiteRig, n: int, **fields: Any) -> list[JobSpec]:
 
 def select(rig: StoreRig, id: str | None = None, **where: Any) -> SelectionView:
     new = NewSelection(id or rig.new_id(), JobFilter(**where))
-    jobs = rig.ask(bulk.matching, rig.user, new.filter)
+    jobs = rig.ask(matching, rig.user, new.filter)
     return rig.do(bulk.store_selection, rig.user, new, jobs)
 
 

@@ -27,7 +27,7 @@ def submitted(site: SiteRig, n: int = 1, **fields: Any) -> list[JobSpec]:
 
 def do(rig: StoreRig, verb: str, *jobs: JobSpec, **more: Any) -> ActReply:
     act = ActOnJobs(JobFilter(ids=[job.id for job in jobs]), **more)
-    reply: ActReply = rig.do(getattr(edits, verb), rig.user, act)[0]
+    reply: ActReply = rig.do(getattr(edits, verb), rig.user, act)
     return reply
 
 

@@ -62,7 +62,7 @@ def test_the_size_of_a_page(rig: StoreRig, limit: int) -> None:
     assert caught.value.field == "limit"
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "-1", "1.5", "1:2", "9" * 19, "' OR 1"])
+@pytest.mark.parametrize("cursor", ["", "x", "-1", "1.5", "1:2:3", ":1", "e:1", "9" * 19, "' OR 1"])
 def test_cursors_that_are_none(rig: StoreRig, cursor: str) -> None:
     with pytest.raises(Invalid) as caught:
         listed(rig, cursor=cursor)

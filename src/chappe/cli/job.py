@@ -109,6 +109,30 @@ def ls(out: Out, limit: int, **given: Any) -> None:
         out.say(f"… the newest {limit}; narrow the filter, or use --limit 0 for all", "dim")
 
 
+@command.command()
+@filters
+@with_output
+def count(out: Out, **given: Any) -> None:
+    """Count jobs that match; without a condition, by site, app and state."""
+    with out.client() as client:
+        where = conditions(client, given)
+        if where:
+            found = client.count(**where)
+            words = f"{found.count:,}".replace(",", " ") + ("" if found.exact else "+")
+            out.one(found, out.say, words)
+            return
+        names = client.site_names()
+        rows = sorted(
+            (names.get(site, site), app, state, many) for site, app, state, many in client.counts()
+        )
+    if out.as_json:
+        for site, app, state, many in rows:
+            out.line({"site": site, "app": app, "state": state, "count": many})
+        return
+    shown = [(site or "(any)", app or "(command)", s, str(many)) for site, app, s, many in rows]
+    out.table(("SITE", "APP", "STATE!", "JOBS>"), shown, "no jobs")
+
+
 def _row(view: JobView, short: str, sites: dict[str, str], *, wide: bool) -> tuple[str, ...]:
     app = view.app or "(command)"
     names = (view.name, app) if wide else (view.name or app,)

@@ -63,6 +63,7 @@ RULES: Mapping[str, Row] = {
     "POST /v1/jobs/query": _VIEW,
     "GET /v1/jobs/counts": _VIEW,
     "POST /v1/jobs/results": _VIEW,
+    "POST /v1/jobs/count": _VIEW,
     "POST /v1/jobs/cancel": _OPERATE,
     "POST /v1/jobs/retry": _OPERATE,
     "POST /v1/jobs/delete": _OPERATE,

@@ -40,6 +40,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/jobs", jobs.index, (404,)),
     Route("POST", "/v1/jobs/query", jobs.query),
     Route("GET", "/v1/jobs/counts", jobs.counts),
+    Route("POST", "/v1/jobs/count", jobs.count),
     Route("POST", "/v1/jobs/cancel", jobs.cancel),
     Route("POST", "/v1/jobs/retry", jobs.retry, (409,)),
     Route("POST", "/v1/jobs/delete", jobs.delete),

@@ -7,7 +7,8 @@ from typing import Any
 from chappe.link.clock import new_id
 from chappe.link.http import HubClient
 from chappe.sdk.errors import NotFound
-from chappe.wire.jobs import Counts
+from chappe.wire.bulk import JobCount
+from chappe.wire.jobs import Counts, JobFilter
 from chappe.wire.sites import (
     AppView,
     BatchJobIntent,
@@ -34,6 +35,10 @@ class Admin:
     async def counts(self) -> list[tuple[str, str, str, int]]:
         """How many Jobs are in each (site, app, state); site "" while none is chosen."""
         return (await self._hub.request("GET", "/v1/jobs/counts", reply=Counts)).counts
+
+    async def count(self, where: JobFilter) -> JobCount:
+        """How many Jobs match."""
+        return await self._hub.request("POST", "/v1/jobs/count", where, JobCount)
 
     async def sites(self) -> list[SiteView]:
         """All Sites of the project."""

@@ -20,6 +20,7 @@ from chappe.sdk.logs import Part, Text
 from chappe.sdk.people import People
 from chappe.sdk.results import ResultFile
 from chappe.sdk.selections import AsyncSelection, Changes, change_of
+from chappe.wire.bulk import JobCount
 from chappe.wire.events import Event
 from chappe.wire.jobs import JobView, Why
 from chappe.wire.logs import LogPage
@@ -387,6 +388,10 @@ class AsyncClient:
     async def apps(self, site: str | None = None) -> list[AppView]:
         """The Apps that Sites offer, with their parameters."""
         return await self.admin.apps(site)
+
+    async def count(self, **where: Unpack[Where]) -> JobCount:
+        """How many Jobs match: exact by site, app, state and phase; with other conditions to 10 000."""
+        return await self._engine.admin.count(filter_of(**where))
 
     async def counts(self) -> list[tuple[str, str, str, int]]:
         """How many Jobs are in each (site, app, state); site "" while none is chosen."""

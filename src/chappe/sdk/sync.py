@@ -27,6 +27,7 @@ from chappe.sdk.results import ResultFile
 from chappe.sdk.selections import Changes, Selection, change_of
 from chappe.sdk.sync_admin import SyncAdmin
 from chappe.sdk.sync_people import SyncPeople
+from chappe.wire.bulk import JobCount
 from chappe.wire.events import Event
 from chappe.wire.jobs import JobView, Why
 from chappe.wire.logs import LogPage
@@ -418,6 +419,10 @@ class Client:
     def apps(self, site: str | None = None) -> list[AppView]:
         """The Apps that Sites offer, with their parameters."""
         return self.admin.apps(site)
+
+    def count(self, **where: Unpack[Where]) -> JobCount:
+        """How many Jobs match: exact by site, app, state and phase; with other conditions to 10 000."""
+        return self._run(self._engine.admin.count(filter_of(**where)))
 
     def counts(self) -> list[tuple[str, str, str, int]]:
         """How many Jobs are in each (site, app, state); site "" while none is chosen."""

@@ -1,13 +1,12 @@
-"""Cancel, retry and delete: of named Jobs in one transaction, or by filter in bounded chunks.
+"""Cancel, retry and delete: of named Jobs in one transaction, or of some of those that match a filter.
 
-Each function takes the row number after which to go on and returns where the next chunk begins (None
-at the end), so that an act on a million Jobs never holds the writer for long.
+An act on a million Jobs must not hold the writer for long: who calls with row numbers gives a few at once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import sqlalchemy as sa
 
@@ -19,6 +18,7 @@ from chappe.store.changes import Change, apply, settle_deleted
 from chappe.store.create import insert_submissions
 from chappe.store.dialect import sql
 from chappe.store.jobrow import JobRow
+from chappe.store.listing import matching
 from chappe.store.prepare import PreparedSubmission, check_hash, prepare_submissions
 from chappe.store.principal import Principal
 from chappe.store.rows import rows_by_id, rows_by_n
@@ -26,8 +26,6 @@ from chappe.store.select import where
 from chappe.store.tables import job
 from chappe.store.tx import Tx, to_json
 from chappe.wire.jobs import ActOnJobs, ActReply, JobVerdict
-
-CHUNK = 2_000
 
 SET_CANCEL = sql("""
     UPDATE job SET cancel_at = :now, changed_at = :now
@@ -66,19 +64,20 @@ SIGNED_UNTIL = sql("""
 
 BURY = sql("""
     UPDATE job SET phase = 'deleted', spec = '', envelope = NULL, outcome = NULL, retries = NULL,
-        changed_at = :now WHERE n IN (SELECT value FROM ints(:ns) v)""")
+        held_at = NULL, changed_at = :now WHERE n IN (SELECT value FROM ints(:ns) v)""")
 
 DROP_TAGS = sql("DELETE FROM tag WHERE job IN (SELECT value FROM ints(:ns) v)")
 DROP_RESULTS = sql("DELETE FROM result WHERE job IN (SELECT value FROM ints(:ns) v)")
 
-Answer = tuple[ActReply, int | None]
+#: The row numbers that matched a filter.
+Numbers = Sequence[int] | None
 #: What becomes of each of these Jobs (none is a tombstone): a code by row number. It writes all of it.
 Decide = Callable[[Tx, list[JobRow]], dict[int, str]]
 
 
-def cancel(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
+def cancel(tx: Tx, p: Principal, act: ActOnJobs, jobs: Numbers = None) -> ActReply:
     """Cancel: at once what nobody holds; what a pilot holds is cancelled when its end is reported."""
-    return on_jobs(tx, p, act, after, cancel_rows)
+    return on_jobs(tx, p, act, jobs, cancel_rows)
 
 
 def cancel_rows(tx: Tx, rows: list[JobRow]) -> dict[int, str]:
@@ -105,7 +104,7 @@ def cancel_rows(tx: Tx, rows: list[JobRow]) -> dict[int, str]:
     return codes
 
 
-def retry(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
+def retry(tx: Tx, p: Principal, act: ActOnJobs, jobs: Numbers = None) -> ActReply:
     """Reopen Jobs that failed or were cancelled, under their signature or a new one."""
     prepared = prepare_submissions(act.submissions, len(act.signed), p, tx.now)
 
@@ -126,7 +125,7 @@ def retry(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
             tx.write_rows(SIGN_ANEW, anew)
         return codes
 
-    return on_jobs(tx, p, act, after, decide)
+    return on_jobs(tx, p, act, jobs, decide)
 
 
 def retry_rows(tx: Tx, rows: list[JobRow], signed: Collection[int] = frozenset()) -> dict[int, str]:
@@ -203,9 +202,9 @@ def _hopeless(again: dict[int, JobRow], n: int, parents: list[tuple[int, bool, b
             return False
 
 
-def delete(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
+def delete(tx: Tx, p: Principal, act: ActOnJobs, jobs: Numbers = None) -> ActReply:
     """Delete final Jobs; a tombstone remembers the id. A deleted parent counts as failed."""
-    return on_jobs(tx, p, act, after, delete_rows)
+    return on_jobs(tx, p, act, jobs, delete_rows)
 
 
 def delete_rows(tx: Tx, rows: list[JobRow]) -> dict[int, str]:
@@ -223,24 +222,23 @@ def delete_rows(tx: Tx, rows: list[JobRow]) -> dict[int, str]:
     return {row.n: "deleted" if row.state in FINAL else "not_final" for row in rows}
 
 
-def on_jobs(tx: Tx, p: Principal, act: ActOnJobs, after: int, decide: Decide) -> Answer:
-    """Find the Jobs, decide them, and answer: by id with a verdict each, by filter with counts."""
+def on_jobs(tx: Tx, p: Principal, act: ActOnJobs, jobs: Numbers, decide: Decide) -> ActReply:
+    """Find the Jobs, decide them, and answer: by id with a verdict each, by filter with counts.
+
+    By filter, `jobs` are the row numbers that matched; None: they are looked up here.
+    """
     f = act.filter
-    if f.ids is not None:
-        # Checks the number and the form of the ids, and the filter's other conditions.
-        found = tx.conn.execute(where(sa.select(job.c.id), p.project_n, f))
-        match = set(found.scalars())
-        rows = rows_by_id(tx, p, list(dict.fromkeys(f.ids)))
-        todo = [row for id, row in rows.items() if id in match]
-        codes = decide(tx, todo) if todo else {}
-        verdicts = [
-            JobVerdict(id, _code_of(rows.get(id), match, codes)) for id in dict.fromkeys(f.ids)
-        ]
-        return ActReply(dict(Counter(v.code for v in verdicts)), verdicts), None
-    query = where(sa.select(job.c.n), p.project_n, f).where(job.c.n > after)
-    ns = list(tx.conn.execute(query.order_by(job.c.n).limit(CHUNK)).scalars())
-    codes = decide(tx, rows_by_n(tx, ns)) if ns else {}
-    return ActReply(dict(Counter(codes.values()))), ns[-1] if len(ns) == CHUNK else None
+    if f.ids is None:
+        ns = matching(tx.conn, p, f) if jobs is None else jobs
+        found = [row for row in rows_by_n(tx, ns) if not row.deleted]
+        return ActReply(dict(Counter(decide(tx, found).values() if found else ())))
+    # Checks the number and the form of the ids, and the filter's other conditions.
+    match = set(tx.conn.execute(where(sa.select(job.c.id), p.project_n, f)).scalars())
+    rows = rows_by_id(tx, p, list(dict.fromkeys(f.ids)))
+    todo = [row for id, row in rows.items() if id in match]
+    codes = decide(tx, todo) if todo else {}
+    verdicts = [JobVerdict(id, _code_of(rows.get(id), match, codes)) for id in dict.fromkeys(f.ids)]
+    return ActReply(dict(Counter(v.code for v in verdicts)), verdicts)
 
 
 def _code_of(row: JobRow | None, match: set[str], codes: dict[int, str]) -> str:

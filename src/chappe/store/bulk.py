@@ -12,20 +12,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from chappe.core import limits
-from chappe.core.errors import Busy, Conflict, Invalid, TooLarge
+from chappe.core.errors import Busy, Conflict, Invalid
 from chappe.core.ids import check_id
 from chappe.store import acts, edits
 from chappe.store.dialect import sql
 from chappe.store.jobrow import JobRow
 from chappe.store.principal import Principal
-from chappe.store.queries import check_site
 from chappe.store.rows import no_such, rows_by_n
-from chappe.store.select import where
-from chappe.store.tables import job
 from chappe.store.tx import Insert, Tx, to_json
 from chappe.wire.bulk import ActView, NewAct, NewSelection, SelectionView
 from chappe.wire.jobs import EnvelopeChange, JobFilter
@@ -89,18 +85,6 @@ _decode_change = msgspec.json.Decoder(EnvelopeChange).decode
 
 
 # -- selections ------------------------------------------------------------------------------------
-
-
-def matching(conn: Connection, p: Principal, f: JobFilter) -> list[int]:
-    """Row numbers of all Jobs that match, oldest first, as parents are mostly older than children."""
-    check_site(conn, p, f.site)
-    query = where(sa.select(job.c.n), p.project_n, f).order_by(job.c.n)
-    found = list(conn.execute(query.limit(limits.SELECTION_JOBS + 1)).scalars())
-    if len(found) > limits.SELECTION_JOBS:
-        raise TooLarge(
-            f"more than {limits.SELECTION_JOBS} jobs match: narrow the filter", field="filter"
-        )
-    return found
 
 
 def store_selection(tx: Tx, p: Principal, new: NewSelection, jobs: Sequence[int]) -> SelectionView:

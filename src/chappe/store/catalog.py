@@ -20,6 +20,8 @@ from chappe.store.jobrow import COLUMNS, JobRow, to_row
 from chappe.store.unheard import Unheard
 from chappe.wire.sites import AppView
 
+NEWEST_AT = sql("SELECT created_at FROM job ORDER BY n DESC LIMIT 1")
+
 LEASED = sql(f"SELECT {COLUMNS} FROM job WHERE session IS NOT NULL")
 
 
@@ -60,6 +62,8 @@ class Catalog:
     incarnation: int
     commit_no: int
     next_job: int
+    #: When the newest Job was created: listings count on times that rise with the numbers.
+    newest_at: float
     next_seq: dict[int, int]
     sites: dict[int, SiteEntry]
     site_by_id: dict[tuple[int, str], SiteEntry]
@@ -108,6 +112,7 @@ def load(conn: Connection) -> Catalog:
         hub[0],
         hub[1],
         hub[2],
+        conn.execute(NEWEST_AT).scalar() or 0.0,
         {row[0]: row[1] for row in projects},
         {},
         {},

@@ -113,6 +113,7 @@ def _insert(
     submissions = insert_submissions(tx, p, prepared.submissions)
     first = tx.catalog.next_job
     tx.catalog.next_job += len(fresh)
+    tx.catalog.newest_at = max(tx.catalog.newest_at, tx.now)
     number = {job.spec.id: first + i for i, job in enumerate(fresh)}
     rows: list[tuple[Any, ...]] = []
     edges: list[tuple[int, int, int]] = []
@@ -193,7 +194,7 @@ def _row(
         None if spec.restarts == _DEFAULT_RETRIES else to_json(spec.restarts),
         spec.takeover_s,
         not_before,
-        tx.now,
+        tx.catalog.newest_at,
         tx.now,
         job.envelope_text,
         job.text,

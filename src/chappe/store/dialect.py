@@ -7,6 +7,10 @@ A set of any size is one parameter, JSON by `tx.to_json`, and a statement takes 
     pairs(:rows) v                 an object:          v.key (text: CAST it), v.value (text)
     rows(:rows, n int, app text) v a list of lists:    v.n, v.app   (int, float or text)
 
+and for each row of what stands before it
+
+    CROSS JOIN each(SELECT n …)each v   the numbers that the query finds: v.value
+
 SQLite reads them by json_each; PostgreSQL by its own functions, with the types said. Three more things
 are written once: `column ->> 'field'` of a column that holds JSON as text; `CROSS JOIN t ON …`, which tells
 SQLite to keep the order written and PostgreSQL to choose; and CAST(:x AS bigint), needed wherever
@@ -59,12 +63,16 @@ def _compiled(text: str, origin: Statement, compiler: SQLCompiler, more: dict[st
 
 def sqlite(text: str) -> str:
     """The text for SQLite."""
+    text = text.replace(" each(", " json_each((SELECT json_group_array(n) FROM (")
+    text = text.replace(")each ", "))) ")
     return _expand(text, _sqlite_rows, dict.fromkeys(("ints", "texts", "pairs"), "json_each({})"))
 
 
 def postgresql(text: str) -> str:
     """The text for PostgreSQL."""
-    text = _FIELD.sub(r"CAST(\1 AS json)->>'", text.replace("CROSS JOIN", "JOIN"))
+    text = text.replace("CROSS JOIN each(", "CROSS_JOIN LATERAL (SELECT n AS value FROM (")
+    text = text.replace(")each ", ") found) ").replace("CROSS JOIN", "JOIN")
+    text = _FIELD.sub(r"CAST(\1 AS json)->>'", text.replace("CROSS_JOIN", "CROSS JOIN"))
     each = (
         "(SELECT ordinality AS key, CAST(value AS {type}) AS value"
         " FROM json_array_elements_text(CAST({{}} AS json)) WITH ORDINALITY)"

@@ -12,13 +12,13 @@ import msgspec
 from chappe.core.errors import Invalid
 from chappe.core.jobs import Envelope, check_envelope
 from chappe.core.states import FINAL
-from chappe.store.acts import Answer, on_jobs
+from chappe.store.acts import Numbers, on_jobs
 from chappe.store.dialect import sql
 from chappe.store.jobrow import JobRow
 from chappe.store.prepare import canonical
 from chappe.store.principal import Principal
 from chappe.store.tx import Insert, Tx, to_json
-from chappe.wire.jobs import ActOnJobs, EnvelopeChange
+from chappe.wire.jobs import ActOnJobs, ActReply, EnvelopeChange
 
 HOLD = sql("""
     UPDATE job SET held_at = :held_at WHERE n IN (SELECT value FROM ints(:ns) v)""")
@@ -40,9 +40,9 @@ _NONE = Envelope()
 _decode = msgspec.json.Decoder(Envelope).decode
 
 
-def hold(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
+def hold(tx: Tx, p: Principal, act: ActOnJobs, jobs: Numbers = None) -> ActReply:
     """Grant the Jobs to nobody until they are released."""
-    return on_jobs(tx, p, act, after, hold_rows)
+    return on_jobs(tx, p, act, jobs, hold_rows)
 
 
 def hold_rows(tx: Tx, rows: list[JobRow]) -> dict[int, str]:
@@ -63,9 +63,9 @@ def hold_rows(tx: Tx, rows: list[JobRow]) -> dict[int, str]:
     return codes
 
 
-def release(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
+def release(tx: Tx, p: Principal, act: ActOnJobs, jobs: Numbers = None) -> ActReply:
     """Let held Jobs be granted again."""
-    return on_jobs(tx, p, act, after, release_rows)
+    return on_jobs(tx, p, act, jobs, release_rows)
 
 
 def release_rows(tx: Tx, rows: list[JobRow]) -> dict[int, str]:
@@ -88,10 +88,10 @@ def _write(tx: Tx, rows: list[JobRow], held_at: float | None, kind: str) -> None
         tx.event(row.project, kind, row.n, attempt=row.attempt, epoch=row.epoch)
 
 
-def update(tx: Tx, p: Principal, act: ActOnJobs, after: int = 0) -> Answer:
+def update(tx: Tx, p: Principal, act: ActOnJobs, jobs: Numbers = None) -> ActReply:
     """Change the tags, data or priority of Jobs, also of those that have ended."""
     change = check_change(act.change)
-    return on_jobs(tx, p, act, after, lambda tx, rows: update_rows(tx, rows, change))
+    return on_jobs(tx, p, act, jobs, lambda tx, rows: update_rows(tx, rows, change))
 
 
 def check_change(change: EnvelopeChange | None) -> EnvelopeChange:

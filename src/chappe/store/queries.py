@@ -6,7 +6,6 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import msgspec
-import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from chappe.core import limits
@@ -15,10 +14,10 @@ from chappe.core.jobs import Envelope, JobSpec
 from chappe.core.leases import Outcome
 from chappe.core.shapes import Capacity, Shape
 from chappe.store.dialect import sql
+from chappe.store.listing import list_numbers, place_of
 from chappe.store.principal import Principal
 from chappe.store.rows import no_such
-from chappe.store.select import where
-from chappe.store.tables import job
+from chappe.store.sources import site_n
 from chappe.store.tx import to_json
 from chappe.wire.jobs import (
     Counts,
@@ -103,10 +102,6 @@ SITES = sql("""
     FROM site s WHERE s.project = :project AND (CAST(:site AS bigint) IS NULL OR s.n = :site)
     ORDER BY s.name""")
 
-SITES_NAMED = sql("""
-    SELECT name, (id = :site OR name = :site) AS wanted FROM site WHERE project = :project
-    ORDER BY wanted DESC, name LIMIT 20""")
-
 APPS = sql("""
     SELECT app.view, site.id FROM app JOIN site ON site.n = app.site
     WHERE site.project = :project AND (CAST(:site AS text) IS NULL OR site.id = :site OR site.name = :site)
@@ -147,23 +142,8 @@ def list_jobs(
     """A page of Jobs, newest first; the cursor is where the page before it ended."""
     if not 1 <= limit <= limits.PAGE_MAX:
         raise Invalid(f"limit must be 1 to {limits.PAGE_MAX}", field="limit")
-    check_site(conn, p, f.site)
-    query = where(sa.select(job.c.n), p.project_n, f).order_by(job.c.n.desc()).limit(limit)
-    if cursor is not None:
-        query = query.where(job.c.n < _number(cursor))
-    ns = list(conn.execute(query).scalars())
-    views = _views(conn, ns, specs=False)
-    return JobPage(views, str(ns[-1]) if len(ns) == limit else None)
-
-
-def check_site(conn: Connection, p: Principal, site: str | None) -> None:
-    """A name mistyped in a filter must not look like a Site without Jobs."""
-    if site is None:
-        return
-    known = conn.execute(SITES_NAMED, {"project": p.project_n, "site": site}).fetchall()
-    if not any(row.wanted for row in known):
-        names = ", ".join(row.name for row in known) or "none"
-        raise NotFound(f"there is no site {site[:60]!r} (there are: {names})", field="site")
+    ns, then = list_numbers(conn, p, f, limit, place_of(cursor))
+    return JobPage(_views(conn, ns, specs=False), None if then is None else then.text())
 
 
 def _number(cursor: str) -> int:
@@ -344,7 +324,8 @@ def log_holders(
 def list_apps(conn: Connection, p: Principal, site: str | None) -> list[AppView]:
     """Apps, of one Site (id or name) or of all; a Site's or pilot's token sees its own Site's."""
     own = site if p.scope == "user" else p.site_id
-    check_site(conn, p, own)
+    if own is not None:
+        site_n(conn, p, own)
     rows = conn.execute(APPS, {"project": p.project_n, "site": own})
     return [
         msgspec.structs.replace(msgspec.json.decode(view, type=AppView), site=site_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -19,64 +20,79 @@ from chappe.wire.jobs import JobFilter
 T = TypeVar("T")
 
 VALUES = sql("SELECT value FROM texts(:filter_ids) v")
+NUMBERS = sql("SELECT value FROM ints(:filter_ns) v")
 
 OPEN_PHASES = tuple(str(phase) for phase in Phase if phase not in FINAL_PHASES)
 
 
 def where(query: Select[tuple[T]], project: int, f: JobFilter) -> Select[tuple[T]]:
     """`query` over `job`, narrowed to a project's Jobs (never tombstones) that pass the filter."""
-    query = query.where(job.c.project == project, job.c.phase != "deleted")
+    return query.where(job.c.project == project, *conditions(project, f))
+
+
+def conditions(project: int, f: JobFilter) -> list[sa.ColumnElement[bool]]:
+    """What a row of the project's must fulfil. None of it is to lead a search: `store.listing` does that.
+
+    Raises Invalid for a filter that is none.
+    """
+    found: list[sa.ColumnElement[bool]] = [job.c.phase != "deleted"]
     if f.ids is not None:
-        query = query.where(job.c.id.in_(_values(_ids(f.ids))))
+        found.append(job.c.id.in_(_values(_ids(f.ids))))
     if f.id_prefix is not None:
-        query = query.where(_prefix(f.id_prefix))
+        found.append(_prefix(f.id_prefix))
     if f.phase is not None:
-        query = query.where(job.c.phase == _one_of(f.phase, [*Phase], "phase"))
+        found.append(job.c.phase == _one_of(f.phase, [*Phase], "phase"))
     if f.state is not None:
-        query = query.where(job.c.state == _one_of(f.state, [*State], "state"))
+        found.append(job.c.state == _one_of(f.state, [*State], "state"))
     if f.app is not None:
-        query = query.where(job.c.app == f.app)
+        found.append(job.c.app == f.app)
     if f.name is not None:
-        query = query.where(job.c.name == f.name)
+        found.append(job.c.name == f.name)
     if f.site is not None:
         named = sa.select(site.c.n).where(
             site.c.project == project, sa.or_(site.c.id == f.site, site.c.name == f.site)
         )
-        query = query.where(job.c.site.in_(named))
+        found.append(job.c.site.in_(named))
     if f.parent is not None:
         parent = job.alias("parent")
-        children = (
+        found.append(
             sa.select(edge.c.child)
             .join(parent, parent.c.n == edge.c.parent)
             .where(parent.c.project == project, parent.c.id == check_id(f.parent, "parent"))
+            .where(edge.c.child == job.c.n)
+            .exists()
         )
-        query = query.where(job.c.n.in_(children))
     if f.name_prefix is not None:
-        query = query.where(_begins(job.c.name, f.name_prefix))
+        found.append(_begins(job.c.name, f.name_prefix))
     if f.held is not None:
         held = sa.and_(job.c.held_at.is_not(None), job.c.phase.in_(OPEN_PHASES))
-        query = query.where(held if f.held else sa.not_(held))
-    query = _times(query, f)
+        found.append(held if f.held else sa.not_(held))
     if len(f.tags) > limits.TAGS_PER_JOB:
         raise TooLarge(f"at most {limits.TAGS_PER_JOB} tags in a filter", field="tags")
     for k, v in f.tags.items():
         tagged = sa.select(tag.c.job).where(tag.c.project == project, tag.c.k == k, tag.c.v == v)
-        query = query.where(job.c.n.in_(tagged))
-    return query
+        found.append(tagged.where(tag.c.job == job.c.n).exists())
+    return found + _times(f)
 
 
-def _times(query: Select[tuple[T]], f: JobFilter) -> Select[tuple[T]]:
-    if f.created_since is not None:
-        query = query.where(job.c.created_at >= f.created_since)
-    if f.created_until is not None:
-        query = query.where(job.c.created_at < f.created_until)
+def _times(f: JobFilter) -> list[sa.ColumnElement[bool]]:
+    found: list[sa.ColumnElement[bool]] = []
     if f.ended_since is not None or f.ended_until is not None:
-        query = query.where(job.c.phase.in_([str(p) for p in FINAL_PHASES]))
-    if f.ended_since is not None:
-        query = query.where(job.c.changed_at >= f.ended_since)
-    if f.ended_until is not None:
-        query = query.where(job.c.changed_at < f.ended_until)
-    return query
+        found.append(job.c.phase.in_([str(p) for p in FINAL_PHASES]))
+    for column, since, until in (
+        (job.c.created_at, f.created_since, f.created_until),
+        (job.c.changed_at, f.ended_since, f.ended_until),
+    ):
+        if since is not None:
+            found.append(column >= since)
+        if until is not None:
+            found.append(column < until)
+    return found
+
+
+def is_in(column: sa.Column[int], ns: Sequence[int]) -> sa.ColumnElement[bool]:
+    """Whether a row number is among these."""
+    return column.in_(NUMBERS.bindparams(filter_ns=to_json(ns)))
 
 
 def _ids(ids: list[str]) -> list[str]:

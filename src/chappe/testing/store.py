@@ -274,15 +274,15 @@ class StoreRig:
 
     def cancel(self, *jobs: JobSpec) -> ActReply:
         """Cancel these Jobs."""
-        return self.do(acts.cancel, self.user, _named(jobs))[0]
+        return self.do(acts.cancel, self.user, _named(jobs))
 
     def retry(self, *jobs: JobSpec) -> ActReply:
         """Retry these Jobs."""
-        return self.do(acts.retry, self.user, _named(jobs))[0]
+        return self.do(acts.retry, self.user, _named(jobs))
 
     def delete(self, *jobs: JobSpec) -> ActReply:
         """Delete these Jobs."""
-        return self.do(acts.delete, self.user, _named(jobs))[0]
+        return self.do(acts.delete, self.user, _named(jobs))
 
     # -- sites -------------------------------------------------------------------------------------
 

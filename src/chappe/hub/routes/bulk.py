@@ -10,6 +10,7 @@ from chappe.core import limits
 from chappe.core.errors import Invalid
 from chappe.hub.call import Call
 from chappe.store import bulk as store
+from chappe.store.listing import matching
 from chappe.wire.bulk import ActList, ActView, NewAct, NewSelection, SelectionView
 
 
@@ -25,7 +26,7 @@ async def select(call: Call[NewSelection, None]) -> SelectionView:
     """Freeze the Jobs that match now, and count them. Repeating it is harmless."""
     hub, p, new = call.hub, call.principal, call.body
     found = await hub.read(store.find_selection, p, new.id)
-    jobs = [] if found else await hub.read(store.matching, p, new.filter)
+    jobs = [] if found else await hub.read(matching, p, new.filter)
     return await hub.write(store.store_selection, p, new, jobs, bulk=len(jobs) > limits.ACT_CHUNK)
 
 
