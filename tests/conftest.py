@@ -16,6 +16,10 @@ from typing import Protocol, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 
+from chappe.testing import postgres as postgresql
+from chappe.testing.place import Databases
+from chappe.testing.postgres import PostgresServer
+
 #: Whether a skipped test is a failure.
 REQUIRE_ALL = os.environ.get("CHAPPE_TEST_REQUIRE") == "all"
 
@@ -44,6 +48,20 @@ def require() -> Require:
             pytest.skip(f"no {what}; to get it: {how_to_get}")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def postgres(require: Require) -> Generator[PostgresServer, None, None]:
+    """A PostgreSQL server of this run's own."""
+    require(postgresql.binaries(), "PostgreSQL", postgresql.HOW_TO_GET)
+    with PostgresServer.start() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def databases(postgres: PostgresServer) -> Databases:
+    """Its databases, to borrow."""
+    return Databases(postgres)
 
 
 @pytest.fixture(scope="session")

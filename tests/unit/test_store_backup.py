@@ -17,6 +17,9 @@ from chappe.store.backup import Manifest, backups_of, manifest_path, verify
 from chappe.store.db import open_store
 from chappe.testing.store import StoreRig, cores, held
 
+#: Of a file; PostgreSQL has its own way.
+pytestmark = pytest.mark.sqlite
+
 NOW = 1_800_000_000.0
 
 

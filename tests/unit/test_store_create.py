@@ -438,6 +438,7 @@ def test_a_circle(rig: StoreRig) -> None:
     assert b in caught.value.message
 
 
+@pytest.mark.sqlite  # one generation at a time, some seconds on PostgreSQL
 def test_ten_thousand_jobs_of_one_chain_in_one_request(rig: StoreRig) -> None:
     site = rig.add_site("paris")
     ids = [rig.new_id() for _ in range(10_000)]

@@ -40,6 +40,7 @@ def in_another_process(url: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.sqlite
 def test_a_second_process_is_refused_as_long_as_the_first_is_there(rig: StoreRig) -> None:
     assert in_another_process(rig.store.url) == "locked"
     with pytest.raises(Unavailable, match="another hub") as caught:
@@ -50,6 +51,7 @@ def test_a_second_process_is_refused_as_long_as_the_first_is_there(rig: StoreRig
     rig.store = db.open_store(rig.store.url, clock=rig.clock)
 
 
+@pytest.mark.sqlite
 def test_a_store_that_could_not_be_opened_leaves_no_lock(
     memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +63,7 @@ def test_a_store_that_could_not_be_opened_leaves_no_lock(
     db.open_store(url, clock=FakeClock()).close()
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("f_type", sorted(db.NETWORK_FILE_SYSTEMS))
 def test_network_file_systems_are_refused_by_name(
     memory: Path, monkeypatch: pytest.MonkeyPatch, f_type: int
@@ -79,8 +82,9 @@ def test_the_type_of_a_file_system_is_the_kernels(memory: Path) -> None:
     assert db._file_system_type(memory) == int(kernel.stdout, 16)
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
-    "url", ["postgresql://localhost/chappe", "sqlite://", "sqlite:///:memory:", "hub.db"]
+    "url", ["mysql://localhost/chappe", "sqlite://", "sqlite:///:memory:", "hub.db"]
 )
 def test_other_databases_are_refused(
     url: str, memory: Path, monkeypatch: pytest.MonkeyPatch
@@ -91,6 +95,7 @@ def test_other_databases_are_refused(
     assert caught.value.field == "db"
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     "sql",
     [
@@ -118,6 +123,7 @@ def test_a_reader_sees_one_moment(rig: StoreRig) -> None:
     assert len(rig.sql("SELECT * FROM site")) == 1
 
 
+@pytest.mark.sqlite
 def test_every_commit_is_on_the_disk(rig: StoreRig) -> None:
     def pragmas(tx: Tx) -> tuple[object, object]:
         return (
@@ -128,6 +134,7 @@ def test_every_commit_is_on_the_disk(rig: StoreRig) -> None:
     assert rig.do(pragmas) == ("wal", 2)
 
 
+@pytest.mark.sqlite
 def test_the_files_are_for_the_owner_alone(memory: Path) -> None:
     path = memory / "new" / "hub.db"
     umask = os.umask(0)
@@ -150,6 +157,7 @@ def test_what_users_sent_is_not_in_an_error(rig: StoreRig) -> None:
     assert "xyzzy" not in str(caught.value)
 
 
+@pytest.mark.sqlite
 def test_closing_leaves_one_file_that_opens_again(rig: StoreRig) -> None:
     site = rig.add_site("paris")
     job = rig.spec(site)

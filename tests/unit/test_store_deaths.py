@@ -59,6 +59,7 @@ def test_an_operators_order_frees_what_runs_and_the_old_pilots_reports_count_no_
     Checker(rig).check()
 
 
+@pytest.mark.sqlite  # one generation at a time, some seconds on PostgreSQL
 def test_a_chain_as_long_as_a_request_fails_at_once(rig: StoreRig, site: SiteRig) -> None:
     jobs = [rig.spec(site)]
     for _ in range(1_999):

@@ -19,6 +19,8 @@ from chappe.store.tx import Tx
 from chappe.testing.store import PilotRig, SiteRig, StoreRig, cores, held
 from tests.property.machine_check import Checker
 
+pytestmark = pytest.mark.sqlite
+
 Squeeze = Callable[[StoreRig], contextlib.AbstractContextManager[None]]
 PADDING = Envelope(data={"padding": "x" * 8_000})
 

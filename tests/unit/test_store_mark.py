@@ -13,6 +13,8 @@ from chappe.store.mark import Mark
 from chappe.store.tx import Tx
 from chappe.testing.store import StoreRig
 
+pytestmark = pytest.mark.sqlite
+
 
 def mark(rig: StoreRig) -> tuple[int, ...]:
     return tuple(int(word) for word in Path(f"{rig.path}.lock").read_text().split())

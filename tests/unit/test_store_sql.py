@@ -13,7 +13,12 @@ from chappe.store.tx import Tx
 from chappe.testing.store import StoreRig
 
 SET = sa.text("UPDATE job SET state = :new, phase = :phase, session = NULL WHERE n = :n")
-FORCE = sa.text("DROP TRIGGER job_legal")
+#: On each database: how the trigger is taken away, and how it comes back.
+FORCE = {"sqlite": "DROP TRIGGER job_legal", "postgresql": "DROP TRIGGER job_legal ON job"}
+TRIGGER = {
+    "sqlite": "SELECT sql FROM sqlite_master WHERE name = 'job_legal'",
+    "postgresql": "SELECT pg_get_triggerdef(oid) AS sql FROM pg_trigger WHERE tgname = 'job_legal'",
+}
 EVENT = sa.text(
     "INSERT INTO event (project, seq, kind, job, old, new, attempt, epoch, occurred_at, received_at) "
     "VALUES (1, :seq, 'job', 1, :old, :new, 0, 0, 0, 0)"
@@ -28,8 +33,13 @@ def job(rig: StoreRig) -> int:
     return int(rig.sql("SELECT n FROM job")[0]["n"])
 
 
-class Rollback(Exception):
-    """Nothing of a try stays."""
+def force(rig: StoreRig) -> tuple[sa.TextClause, dict[str, object]]:
+    """The statement that takes the trigger away."""
+    return sa.text(FORCE[kind(rig)]), {}
+
+
+def kind(rig: StoreRig) -> str:
+    return rig.store.url.partition(":")[0]
 
 
 def allowed(rig: StoreRig, *statements: tuple[sa.TextClause, dict[str, object]]) -> bool:
@@ -58,12 +68,12 @@ def allowed(rig: StoreRig, *statements: tuple[sa.TextClause, dict[str, object]])
 def test_the_trigger_lets_through_what_the_table_allows_and_nothing_else(
     rig: StoreRig, job: int, old: State
 ) -> None:
-    trigger = rig.sql("SELECT sql FROM sqlite_master WHERE name = 'job_legal'")[0]["sql"]
+    trigger = rig.sql(TRIGGER[kind(rig)])[0]["sql"]
     begin = {"n": job, "new": old, "phase": PHASE[old]}
     for new in State:
         passed = allowed(
             rig,
-            (FORCE, {}),
+            force(rig),
             (SET, begin),
             (sa.text(trigger.replace(":", r"\:")), {}),
             (SET, {"n": job, "new": new, "phase": PHASE[new]}),
@@ -87,7 +97,7 @@ def test_a_seq_is_given_once(rig: StoreRig, job: int) -> None:
 def test_a_lease_is_of_what_may_be_leased(rig: StoreRig, job: int, state: State) -> None:
     lease = sa.text("UPDATE job SET session = 1 WHERE n = :n")
     begin = {"n": job, "new": state, "phase": PHASE[state]}
-    assert allowed(rig, (FORCE, {}), (SET, begin), (lease, {"n": job})) is (state in LEASED)
+    assert allowed(rig, force(rig), (SET, begin), (lease, {"n": job})) is (state in LEASED)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +125,8 @@ def test_an_end_gives_the_lease_back(rig: StoreRig, job: int, state: State) -> N
     run = sa.text("UPDATE job SET state = 'RUNNING', phase = 'running', session = 1 WHERE n = :n")
     keep = sa.text("UPDATE job SET state = :new, phase = :phase WHERE n = :n")
     end = {"n": job, "new": state, "phase": PHASE[state]}
-    assert not allowed(rig, (FORCE, {}), (run, {"n": job}), (keep, end))
-    assert allowed(rig, (FORCE, {}), (run, {"n": job}), (SET, end))
+    assert not allowed(rig, force(rig), (run, {"n": job}), (keep, end))
+    assert allowed(rig, force(rig), (run, {"n": job}), (SET, end))
 
 
 @pytest.mark.parametrize("new", [None, "", "DONE", "running"])

@@ -32,6 +32,7 @@ def test_the_first_start_makes_a_project_and_a_token_and_no_other_start_does(rig
     assert found(rig, rig.token) == rig.user
 
 
+@pytest.mark.sqlite
 def test_a_secret_has_256_bits_and_is_not_stored(rig: StoreRig) -> None:
     made = {make_token("user")[0] for _ in range(50)}
     assert len(made) == 50

@@ -146,6 +146,7 @@ def test_a_commit_that_fails_takes_the_memory_back_too(rig: StoreRig) -> None:
     assert [s.waiting for s in rig.store.writer.catalog.shapes.values()] == [1]
 
 
+@pytest.mark.sqlite
 def test_the_head_is_raised_after_the_commit_and_before_anybody_is_told(rig: StoreRig) -> None:
     seen: dict[str, tuple[int, int, bool]] = {}
     futures: list[Future[None]] = []

@@ -21,7 +21,9 @@ def _place(command: F) -> F:
     """Where the Hub's files and its database are."""
     for option in (
         click.option(
-            "--db", metavar="URL", help="sqlite:///PATH, where it is not in the data directory."
+            "--db",
+            metavar="URL",
+            help="sqlite:///PATH, or postgresql://USER@HOST/NAME (CHAPPE_DB).",
         ),
         click.option(
             "--data",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import gc
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -21,7 +23,7 @@ from chappe.link.clock import boottime, now
 from chappe.link.faults import arm_from_env
 
 if TYPE_CHECKING:
-    from chappe.hub import tls
+    from chappe.hub import serve, tls
     from chappe.hub.retention import Retention
     from chappe.store.db import Store
 
@@ -36,9 +38,18 @@ def default_data() -> Path:
     return (Path(base) if base else Path.home() / ".local/share") / "chappe"
 
 
-def database(data: Path, db: str | None) -> str:
-    """The URL of a Hub's database: the one given, or SQLite in its data directory."""
-    return db or f"sqlite:///{data.absolute() / 'hub.sqlite'}"
+def database(data: Path, db: str | None, environ: Mapping[str, str] = os.environ) -> str:
+    """The URL of a Hub's database: the one given, that of CHAPPE_DB, or SQLite in its data directory.
+
+    Raises Invalid for a password in `db`, which comes from a command line: all users of a machine see it.
+    """
+    if db and urlsplit(db).password is not None:
+        raise Invalid(
+            "a password on the command line is seen by all users of this machine: leave it out, and put it "
+            "into ~/.pgpass, PGPASSWORD, or the URL into CHAPPE_DB",
+            field="db",
+        )
+    return db or environ.get("CHAPPE_DB") or f"sqlite:///{data.absolute() / 'hub.sqlite'}"
 
 
 @dataclass(frozen=True)
@@ -91,17 +102,33 @@ def _run(options: HubOptions) -> None:
             f"cannot make the directory {data}: {e.strerror}; choose another with --data",
             field="data",
         ) from None
-    store = open_store(database(data, options.db), clock=now)
-    try:
-        listener = _bind(options)
-        port = listener.getsockname()[1]
-        url = f"https://{_url_host(options)}:{port}"
-        files = tls.files(data, options.tls_cert, options.tls_key, now())
-        for path in ensure_owner(store, data, url, files.ca, user_path()):
-            print(f"wrote {path}: the client's configuration, with its token", file=sys.stderr)
-        _serve(options, store, files, listener, url, keep)
-    finally:
-        store.close()
+    url = database(data, options.db)
+    listener: socket.socket | None = None
+    while True:
+        try:
+            store = open_store(url, clock=now, data=data)
+        except Unavailable as error:
+            from chappe.hub import standby
+
+            if not standby.can_wait(error, url):
+                raise
+            listener = listener or _bind(options)
+            files = tls.files(data, options.tls_cert, options.tls_key, now())
+            say = functools.partial(_say, options, "standby", _url(options, listener))
+            if standby.wait(url, files, listener, say):
+                continue
+            return
+        try:
+            listener = listener or _bind(options)
+            address = _url(options, listener)
+            files = tls.files(data, options.tls_cert, options.tls_key, now())
+            for path in ensure_owner(store, data, address, files.ca, user_path()):
+                print(f"wrote {path}: the client's configuration, with its token", file=sys.stderr)
+            _serve(options, store, files, listener, address, keep)
+        finally:
+            store.close()
+        if not store.writer.superseded:
+            break
     log.info("stopped")
 
 
@@ -129,6 +156,10 @@ def _bind(options: HubOptions) -> socket.socket:
             "choose another with --host and --port",
             field="port",
         ) from None
+
+
+def _url(options: HubOptions, listener: socket.socket) -> str:
+    return f"https://{_url_host(options)}:{listener.getsockname()[1]}"
 
 
 def _url_host(options: HubOptions) -> str:
@@ -161,8 +192,11 @@ def _serve(
         server = serve.Server(
             serve.config(app, files), ready=lambda: _say_ready(options, url), stop=hub.stop
         )
+        # Where another Hub took over, this one ends in order, and waits for its turn again.
+        loop = asyncio.get_running_loop()
+        store.writer.on_superseded = functools.partial(_stop_from_a_thread, loop, server)
         try:
-            await server.serve(sockets=[listener])
+            await server.serve(sockets=[listener.dup()])
         finally:
             hub.stop()
             await upkeep
@@ -170,6 +204,11 @@ def _serve(
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+
+
+def _stop_from_a_thread(loop: asyncio.AbstractEventLoop, server: serve.Server) -> None:
+    """Stop serving, as after a signal."""
+    loop.call_soon_threadsafe(server.stop_serving)
 
 
 def _say_ready(options: HubOptions, url: str) -> None:
@@ -181,20 +220,24 @@ def _say_ready(options: HubOptions, url: str) -> None:
     # The writer's thread and the loop take turns at the interpreter. At the default of 5 ms, an acquire
     # beside large creates waits for several such turns.
     sys.setswitchinterval(0.0005)
-    line = f"hub ready {url}"
-    if options.ready_file is not None:
+    _say(options, "ready", url)
+
+
+def _say(options: HubOptions, what: str, url: str) -> None:
+    line = f"hub {what} {url}"
+    if options.ready_file is not None and what == "ready":
         from chappe.link.files import write_atomic
 
         write_atomic(options.ready_file, f"{line}\n".encode(), 0o644, durable=False)
     print(line, flush=True)
-    log.info("ready", url=url, pid=os.getpid())
+    log.info(what, url=url, pid=os.getpid())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m chappe.hub`; the exit code."""
     parser = argparse.ArgumentParser(prog="chappe hub start", description="Start a hub.")
     parser.add_argument("--data", type=Path, default=default_data(), help="directory of its files")
-    parser.add_argument("--db", help="sqlite:///PATH, where it is not in the data directory")
+    parser.add_argument("--db", help="sqlite:///PATH, or postgresql://USER@HOST/NAME")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0: a free one")
     parser.add_argument("--url-host", help="name that clients use, where it is not --host")

@@ -52,6 +52,10 @@ class Server(uvicorn.Server):
         self._asked = signal.Signals(sig).name
         self.should_exit = True
 
+    def stop_serving(self) -> None:
+        """Stop, as after a signal. Called on the event loop."""
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer, close, and cut what does not close."""
         log.info("stopping", signal=self._asked)

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 
 from chappe.core import limits
-from chappe.core.errors import Busy, ChappeError, Unavailable
+from chappe.core.errors import Busy, ChappeError, Invalid, Unavailable
 from chappe.hub.auth import Auth
 from chappe.hub.live import Streams
 from chappe.hub.liveness import Liveness
@@ -152,9 +152,11 @@ def _merge(into: Effects, more: Effects) -> None:
 
 def in_words(error: DBAPIError) -> ChappeError:
     """A failure of the database as an error that the caller can act on."""
-    words = str(error.orig)
-    if isinstance(error, OperationalError):
-        if "disk is full" in words or "disk I/O" in words:
+    words = str(error.orig).strip()
+    if isinstance(error, DataError):
+        return Invalid(f"the database cannot store this: {words.splitlines()[0]}")
+    if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+        if any(full in words for full in ("disk is full", "disk I/O", "No space left")):
             return Unavailable(
                 "the hub's disk is full or failing: nothing was changed; free some space there",
                 code="disk_full",

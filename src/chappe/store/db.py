@@ -1,5 +1,7 @@
 """Opening the store: SQLite in WAL mode with full sync, one process that writes, readers that cannot.
 
+(PostgreSQL: store.postgres.)
+
 SQLite's WAL does not work on network file systems, so those are refused. The system's SQLite may have
 the bug of two concurrent checkpointers: only the writer checkpoints here, and readers are `query_only`
 and closed before the writer.
@@ -17,12 +19,13 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy import Engine, event
+from sqlalchemy import URL, Engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from chappe.core.errors import Invalid, Unavailable
+from chappe.store.line import Line
 from chappe.store.mark import Mark
 from chappe.store.migrate import migrate
 from chappe.store.tx import Tx
@@ -70,6 +73,13 @@ class Store:
 
     def read(self, fn: Callable[..., T], *args: Any) -> T:
         """Run `fn(conn, *args)` in a snapshot of its own. Blocks: call it from a worker thread."""
+        try:
+            with self._readers.connect() as conn, conn.begin():
+                return fn(conn, *args)
+        except DBAPIError as e:
+            if not e.connection_invalidated:
+                raise
+        # The server was restarted, or the network was: the pool has thrown its connections away.
         with self._readers.connect() as conn, conn.begin():
             return fn(conn, *args)
 
@@ -80,12 +90,18 @@ class Store:
         self._close()
 
 
-def open_store(url: str, *, clock: Callable[[], float]) -> Store:
-    """Open `sqlite:///path`, making or migrating it first. `clock` gives seconds since 1970.
+def open_store(url: str, *, clock: Callable[[], float], data: Path | None = None) -> Store:
+    """Open `sqlite:///path` or `postgresql://…`, making or migrating it first.
 
-    Raises Invalid for other URLs, Unavailable when another Hub has it open or the file system will not do.
+    `clock` gives seconds since 1970; `data` is where a Hub on PostgreSQL keeps its mark. Raises Invalid for
+    other URLs, Unavailable when another Hub has it open, or the file system or the server will not do.
     """
-    path = _path_in(url)
+    parsed = parse(url)
+    if parsed.get_backend_name() == "postgresql":
+        from chappe.store.postgres import open_postgresql
+
+        return open_postgresql(parsed, clock=clock, data=data)
+    path = Path(str(parsed.database)).absolute()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     refuse_network_file_system(path.parent)
     lock = lock_database(path)
@@ -96,8 +112,9 @@ def open_store(url: str, *, clock: Callable[[], float]) -> Store:
         engine = _engine(path, writes=True)
         readers = _engine(path, writes=False)
         mark = Mark(lock)
-        writer = Writer(engine, clock, mark.write)
-        _notice_a_restore(writer, mark)
+        line = Line(engine)
+        writer = Writer(line, clock, mark.write)
+        notice_a_restore(writer, mark)
     except (sqlite3.OperationalError, OperationalError) as e:
         os.close(lock)
         words = e.orig if isinstance(e, OperationalError) else e
@@ -111,13 +128,13 @@ def open_store(url: str, *, clock: Callable[[], float]) -> Store:
         raise
 
     def close() -> None:
-        engine.dispose()
+        line.close()
         os.close(lock)
 
     return Store(url, writer, readers, close)
 
 
-def _notice_a_restore(writer: Writer, mark: Mark) -> None:
+def notice_a_restore(writer: Writer, mark: Mark) -> None:
     """Begin a new incarnation if this file is an older copy of what was here before."""
     marked = mark.read()
     if marked > (writer.catalog.incarnation, writer.catalog.commit_no):
@@ -125,15 +142,18 @@ def _notice_a_restore(writer: Writer, mark: Mark) -> None:
         writer.submit(Tx.renumber, marked[0] + 1).result()
 
 
-def _path_in(url: str) -> Path:
-    try:
+def parse(url: str) -> URL:
+    """The URL of a database. Raises Invalid unless it is of a kind that a store can be in."""
+    with contextlib.suppress(ArgumentError):
         parsed = make_url(url)
-    except ArgumentError:
-        parsed = None
-    is_file = parsed is not None and parsed.get_backend_name() == "sqlite"
-    if parsed is None or not is_file or parsed.database in (None, "", ":memory:"):
-        raise Invalid(f"the database must be sqlite:///PATH, not {url!r}", field="db")
-    return Path(str(parsed.database)).absolute()
+        is_file = parsed.database not in (None, "", ":memory:")
+        if parsed.drivername == "postgresql" or (parsed.drivername == "sqlite" and is_file):
+            return parsed
+    raise Invalid(
+        "the database must be sqlite:///PATH or postgresql://USER@HOST/NAME "
+        f"(and not {url.split(':')[0][:20]!r}:…)",
+        field="db",
+    )
 
 
 def refuse_network_file_system(directory: Path) -> None:

@@ -25,6 +25,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import TextClause
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -86,6 +87,17 @@ def postgresql(text: str) -> str:
             "pairs": "json_each_text(CAST({} AS json))",
         },
     )
+
+
+#: Whole numbers of 64 bits. (SQLite keeps its own name for them: only an INTEGER can be its row number.)
+Integer = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+#: Texts, compared byte by byte as SQLite does, whatever language the server speaks.
+Text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
+def rows_where(condition: str) -> dict[str, Any]:
+    """What makes an Index one of only the rows that meet `condition`, on both."""
+    return {f"{name}_where": sa.text(condition) for name in ("sqlite", "postgresql")}
 
 
 _Columns = list[tuple[str, str]]

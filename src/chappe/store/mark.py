@@ -30,6 +30,10 @@ class Mark:
             return 0, 0
         return int(words[0]), int(words[1])
 
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
     def write(self, incarnation: int, commit_no: int) -> None:
         """Mark a commit. Without an fsync: it need not outlive the machine's power, only the Hub."""
         line = f"{incarnation:>20} {commit_no:>20}\n".encode()

@@ -9,8 +9,12 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chappe.core.errors import Unavailable
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 HEAD = "0003"
 
@@ -40,19 +44,9 @@ def migrate(path: Path) -> None:
 
     Raises Unavailable if the file is no database, or one of a later version of Chappe.
     """
-    version = current(path)
-    if version == HEAD:
+    if _is_current(current(path), str(path)):
         return
-    if version is not None and version > HEAD:
-        raise Unavailable(
-            f"{path} was made by a later version of Chappe (schema {version}, this one knows {HEAD}): "
-            "start that version, or choose another --db",
-            code="schema",
-            field="db",
-        )
     import sqlalchemy as sa
-    from alembic import command
-    from alembic.config import Config
 
     engine = sa.create_engine(f"sqlite:///{path}", poolclass=sa.NullPool)
 
@@ -66,10 +60,40 @@ def migrate(path: Path) -> None:
     def _begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.begin() as conn:
-        config.attributes["connection"] = conn
-        command.upgrade(config, "head")
+    with engine.connect() as conn:
+        _upgrade(conn)
     engine.dispose()
     path.chmod(0o600)
+
+
+def migrate_postgresql(conn: Connection) -> None:
+    """The same on a connection that holds the writer's lock: of two that start, one migrates."""
+    with conn.begin():
+        there = conn.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar()
+        version = None
+        if there is not None:
+            version = conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    if not _is_current(version, "the database"):
+        _upgrade(conn)
+
+
+def _is_current(version: str | None, name: str) -> bool:
+    if version is not None and version > HEAD:
+        raise Unavailable(
+            f"{name} was made by a later version of Chappe (schema {version}, this one knows {HEAD}): "
+            "start that version, or choose another --db",
+            code="schema",
+            field="db",
+        )
+    return version == HEAD
+
+
+def _upgrade(conn: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = conn
+    with conn.begin():
+        command.upgrade(config, "head")

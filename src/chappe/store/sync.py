@@ -118,7 +118,7 @@ def store_results(tx: Tx, p: Principal, uploads: Sequence[ResultUpload]) -> list
         for at, u in enumerate(uploads):
             if not kept[at] and u.job in others:
                 kept[at] = (others[u.job].n, u.epoch, u.sha256) in have
-    tx.insert(PUT_RESULTS, rows)
+    tx.insert(PUT_RESULTS, list({row[0]: row for row in rows}.values()))
     return kept
 
 

@@ -14,14 +14,13 @@ from sqlalchemy import (
     Column,
     Float,
     Index,
-    Integer,
     LargeBinary,
     MetaData,
     Table,
-    Text,
 )
 
 from chappe.core.states import LEASED, PHASE, TRANSITIONS, State, legal_updates
+from chappe.store.dialect import Integer, Text, rows_where
 
 metadata = MetaData(
     naming_convention={
@@ -45,7 +44,7 @@ def _legal(old: str, new: str, pairs: Iterable[tuple[State | None, State]]) -> s
         if olds:
             either = " OR ".join(f"COALESCE({old}, '') = '{a}'" for a in olds)
             cases.append(f"WHEN '{state}' THEN {either}")
-    return f"CASE {new} {' '.join(cases)} ELSE 0 END"
+    return f"CASE {new} {' '.join(cases)} ELSE false END"
 
 
 STEPS = {(old, new) for old, news in TRANSITIONS.items() for new in news}
@@ -191,8 +190,7 @@ shape = Table(
 
 def _partial(name: str, *columns: str | sa.TextClause, where: str) -> Index:
     """An index of those rows for which `where` holds."""
-    predicate = sa.text(where)
-    return Index(name, *columns, sqlite_where=predicate, postgresql_where=predicate)
+    return Index(name, *columns, **rows_where(where))
 
 
 #: Whether a Job has ended, whatever the way: what `ended_since` looks through.
@@ -241,7 +239,7 @@ job = Table(
     CheckConstraint(f"session IS NULL OR state IN ({LEASABLE})", name="leased"),
     CheckConstraint("waiting_parents >= 0", name="parents"),
     _partial("ix_job_waiting", "shape", sa.text("priority DESC"), "n", where=WAITS),
-    Index("ix_job_session", "session", sqlite_where=sa.text("session IS NOT NULL")),
+    _partial("ix_job_session", "session", where="session IS NOT NULL"),
     _partial(
         "ix_job_list",
         "project",
@@ -256,7 +254,7 @@ job = Table(
     _partial("ix_job_ended", "project", "changed_at", "n", where=ENDED),
     _partial("ix_job_held", "project", "n", where="held_at IS NOT NULL"),
     _partial("ix_job_tombstone", "changed_at", where="phase = 'deleted'"),
-    Index("ix_job_not_before", "not_before", sqlite_where=sa.text("not_before IS NOT NULL")),
+    _partial("ix_job_not_before", "not_before", where="not_before IS NOT NULL"),
 )
 
 edge = Table(
@@ -308,11 +306,7 @@ batch_job = Table(
         "state IN ('requested', 'submitted', 'running', 'ended', 'failed', 'cancelled')",
         name="state",
     ),
-    Index(
-        "ix_batch_job_open",
-        "site",
-        sqlite_where=sa.text("state IN ('requested', 'submitted', 'running')"),
-    ),
+    _partial("ix_batch_job_open", "site", where="state IN ('requested', 'submitted', 'running')"),
     sqlite_autoincrement=True,
 )
 
@@ -334,7 +328,7 @@ session = Table(
     Column("created_at", Float),
     sa.UniqueConstraint("project", "id"),
     CheckConstraint("state IN ('live', 'silent', 'dead')", name="state"),
-    Index("ix_session_open", "site", sqlite_where=sa.text("state <> 'dead'")),
+    _partial("ix_session_open", "site", where="state <> 'dead'"),
     sqlite_autoincrement=True,
 )
 
@@ -353,7 +347,7 @@ event = Table(
     Column("received_at", Float, nullable=False),
     Column("data", Text),
     CheckConstraint(f"kind <> 'job' OR {_legal('old', 'new', STEPS)}", name="legal"),
-    Index("ix_event_job", "job", "seq", sqlite_where=sa.text("job IS NOT NULL")),
+    _partial("ix_event_job", "job", "seq", where="job IS NOT NULL"),
     sqlite_with_rowid=False,
 )
 
@@ -417,10 +411,13 @@ act = Table(
     sqlite_autoincrement=True,
 )
 
-#: The legal changes of a row, once more in SQL. Written for SQLite; PostgreSQL gets a function of its own.
+#: The legal changes of a row, once more in SQL. Written for SQLite; PostgreSQL's are in the migrations.
+_ILLEGAL = (
+    f"""OLD.state <> NEW.state AND NOT ({_legal("OLD.state", "NEW.state", legal_updates())})"""
+)
 LEGAL_TRIGGER = f"""
 CREATE TRIGGER job_legal BEFORE UPDATE OF state ON job
-WHEN OLD.state <> NEW.state AND NOT ({_legal("OLD.state", "NEW.state", legal_updates())})
+WHEN {_ILLEGAL}
 BEGIN SELECT RAISE(ABORT, 'illegal change of state'); END
 """
 

@@ -6,7 +6,8 @@ itself is the gathering. Bulk commands (large creates) wait in a lane of their o
 a time, when nothing quick waits, so that a small acquire stands behind one large create at most.
 
 A group in which one command fails unexpectedly is rolled back and retried command by command. A command
-that refuses (a ChappeError before its first write) harms nobody and is answered with its refusal.
+that refuses (a ChappeError before its first write) harms nobody and is answered with its refusal. Where the
+database's connection may break, the `Line` knows what became of the group (store.line).
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from chappe.core import faults, limits
 from chappe.core.errors import Busy, ChappeError, Unavailable
 from chappe.store import catalog as catalogs
+from chappe.store.line import After, Line, Superseded
 from chappe.store.tx import Effects, Tx
 
 T = TypeVar("T")
 
 #: How many groups of quick commands may go before a bulk command that waits.
 PASSES = 4
+#: How often a group is tried that met a deadlock, a lock's time-out or a lost connection.
+TRIES = 5
 
 CRASH_POINTS = ("hub.before_commit", "hub.after_commit", "hub.after_answer")
 
@@ -63,9 +67,9 @@ class Writer:
     """
 
     def __init__(
-        self, engine: Engine, clock: Callable[[], float], mark: Callable[[int, int], None]
+        self, line: Line, clock: Callable[[], float], mark: Callable[[int, int], None]
     ) -> None:
-        self._engine = engine
+        self._line = line
         self._clock = clock
         self._mark = mark
         self._quick: deque[_Command] = deque()
@@ -75,9 +79,13 @@ class Writer:
         self._reload = False
         self._passed = 0
         self.on_commit: Callable[[Effects], None] = lambda _effects: None
+        #: Called once, on the writer's thread, when another Hub writes the database and this one must not.
+        self.on_superseded: Callable[[], None] = lambda: None
+        self._over: Superseded | None = None
         self.stats = WriterStats()
-        with engine.begin() as conn:
-            self.catalog = catalogs.load(conn)
+        with line.connection().begin():
+            self.catalog = catalogs.load(line.connection())
+        line.known(self.catalog.incarnation, self.catalog.commit_no)
         #: Per project, the highest *committed* seq: readers never go beyond it.
         self.heads = {p: n - 1 for p, n in self.catalog.next_seq.items()}
         self._thread = threading.Thread(target=self._run, name="chappe-writer", daemon=True)
@@ -87,6 +95,8 @@ class Writer:
         """Queue `fn(tx, *args)`. Raises Busy when the queue is full, Unavailable when stopping."""
         future: Future[T] = Future()
         with self._wake:
+            if self._over is not None:
+                raise self._over
             if self._stopping:
                 raise Unavailable("the hub is stopping; try again in a moment")
             if len(self._quick) + len(self._bulk) >= limits.WRITER_QUEUE:
@@ -100,6 +110,11 @@ class Writer:
         """How many commands wait."""
         return len(self._quick) + len(self._bulk)
 
+    @property
+    def superseded(self) -> bool:
+        """Whether another Hub has taken the database over."""
+        return self._over is not None
+
     def stop(self) -> None:
         """Finish what is queued, then end the thread."""
         with self._wake:
@@ -108,21 +123,20 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        with self._engine.connect() as conn:
-            while True:
-                with self._wake:
-                    while not (self._quick or self._bulk or self._stopping):
-                        self._wake.wait()
-                    group = self._next_group()
-                if not group:
-                    return
-                group = [c for c in group if c.future.set_running_or_notify_cancel()]
-                if not group:
-                    continue
-                started = time.perf_counter()
-                self._commit(conn, group)
-                self.stats.busy_s += time.perf_counter() - started
-                self.stats.largest_group = max(self.stats.largest_group, len(group))
+        while True:
+            with self._wake:
+                while not (self._quick or self._bulk or self._stopping):
+                    self._wake.wait()
+                group = self._next_group()
+            if not group:
+                return
+            group = [c for c in group if c.future.set_running_or_notify_cancel()]
+            if not group:
+                continue
+            started = time.perf_counter()
+            self._commit(group)
+            self.stats.busy_s += time.perf_counter() - started
+            self.stats.largest_group = max(self.stats.largest_group, len(group))
 
     def _next_group(self) -> list[_Command]:
         """All quick commands, or one bulk command.
@@ -138,27 +152,29 @@ class Writer:
         self._quick.clear()
         return group
 
-    def _commit(self, conn: Connection, group: list[_Command]) -> None:
+    def _commit(self, group: list[_Command], tries: int = TRIES) -> None:
         """Execute a group in one transaction; if it fails, each command in one of its own."""
+        if self._over is not None:
+            self._refuse(group, self._over)
+            return
+        tx = None
         try:
+            conn = self._line.connection()
             with conn.begin():
                 if self._reload:
                     self._load(conn)
                 tx = Tx(conn, self.catalog, self._clock(), time.clock_gettime(time.CLOCK_BOOTTIME))
                 answers = [self._execute(tx, command) for command in group]
                 tx.flush()
+                if tx.written:
+                    self._line.before_commit(self.catalog.incarnation, self.catalog.commit_no)
                 faults.reach("hub.before_commit")
-        except Exception as error:
-            self.stats.rollbacks += 1
-            self._forget(conn)
-            if len(group) > 1:
-                for command in group:
-                    self._commit(conn, [command])
+            self._line.committed()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is answered to those who asked
+            after = self._line.after(error)
+            if tx is None or after is not After.COMMITTED:
+                self._failed(group, error, tries if after is After.AGAIN else 0)
                 return
-            if not isinstance(error, ChappeError):
-                log.exception("command failed", command=group[0].fn.__name__)
-            group[0].future.set_exception(error)
-            return
         faults.reach("hub.after_commit")
         if tx.written:
             self._mark(self.catalog.incarnation, self.catalog.commit_no)
@@ -173,13 +189,39 @@ class Writer:
                 command.future.set_exception(refusal)
         faults.reach("hub.after_answer")
 
-    def _forget(self, conn: Connection) -> None:
+    def _failed(self, group: list[_Command], error: Exception, tries: int) -> None:
+        """Nothing of a group was kept: try it `tries` times more, or else each command alone."""
+        self.stats.rollbacks += 1
+        if isinstance(error, Superseded):
+            self._over = error
+            log.error("another hub has taken over", reason=error.message)
+            self._refuse(group, error)
+            self.on_superseded()
+            return
+        self._forget()
+        if tries > 1:
+            self._commit(group, tries - 1)
+        elif len(group) > 1:
+            for command in group:
+                self._commit([command])
+        else:
+            if not isinstance(error, ChappeError):
+                log.error("command failed", command=group[0].fn.__name__, exc_info=error)
+            self._refuse(group, error)
+
+    @staticmethod
+    def _refuse(group: list[_Command], error: Exception) -> None:
+        for command in group:
+            command.future.set_exception(error)
+
+    def _forget(self) -> None:
         """After a rollback: what is in memory may be of a past that never was, so read it anew."""
         self._reload = True
         try:
+            conn = self._line.connection()
             with conn.begin():
                 self._load(conn)
-        except DBAPIError:
+        except (DBAPIError, Unavailable):
             # A disk that fails now fails the next transaction too, which begins by reading again.
             log.exception("cannot read the catalog")
 

@@ -17,13 +17,9 @@ so again.
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import itertools
-import sqlite3
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -35,10 +31,11 @@ from chappe.core.ids import uuid7
 from chappe.core.jobs import AppRef, Envelope, JobSpec
 from chappe.core.leases import Outcome, Reason
 from chappe.core.shapes import Capacity
-from chappe.store import acts, create, migrate, prepare, principal, queries, sites, sync, tokens
+from chappe.store import acts, create, prepare, principal, queries, sites, sync, tokens
 from chappe.store.db import Store, open_store
 from chappe.store.principal import Principal
 from chappe.testing.clock import FakeClock
+from chappe.testing.place import Place, SqlitePlace
 from chappe.wire.jobs import (
     ActOnJobs,
     ActReply,
@@ -68,17 +65,6 @@ GIB = 1 << 30
 #: An App that unsigned Jobs may use, and one that they may not.
 TRUE = AppView("true", "1", "0" * 64, unsigned=True)
 SIGNED = AppView("signed", "1", "0" * 64)
-
-
-@functools.cache
-def _empty_database() -> bytes:
-    """A migrated database without a row, made once: migrations take longer than most tests."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "hub.db"
-        migrate.migrate(path)
-        with closing(sqlite3.connect(path)) as conn:
-            conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return path.read_bytes()
 
 
 def cores(n: int, **more: Any) -> Capacity:
@@ -119,23 +105,19 @@ class Signer:
 
 
 class StoreRig:
-    """An open store with its owner. Use it as a context manager, or call `close`."""
+    """An open store with its owner, in a file or any other Place. A context manager, or call `close`."""
 
-    def __init__(self, path: Path, clock: FakeClock | None = None) -> None:
-        self.path = path
+    def __init__(self, place: Path | Place, clock: FakeClock | None = None) -> None:
+        self.place: Place = SqlitePlace(place) if isinstance(place, Path) else place
         self.clock = clock or FakeClock()
         self.signer = Signer()
         self._counter = itertools.count(1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.write_bytes(_empty_database())
         #: How often the store was opened: what belongs to one opening is keyed by it.
         self.openings = 0
-        self._spy: sqlite3.Connection | None = None
         self.store = self._open()
         made = self.do(tokens.bootstrap)
         if made is None:
-            raise ValueError(f"{path} was used before; give the rig a new file")
+            raise ValueError(f"{self.place.url} was used before; give the rig a new place")
         self.token = made[1]
         self.user = self.whoami(self.token)
 
@@ -149,18 +131,17 @@ class StoreRig:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        self.place.leave()
 
     # -- the store ---------------------------------------------------------------------------------
 
     def _open(self) -> Store:
         self.openings += 1
-        return open_store(f"sqlite:///{self.path}", clock=self.clock)
+        return open_store(self.place.url, clock=self.clock, data=self.place.data)
 
     def close(self) -> None:
         """Close the store."""
-        if self._spy is not None:
-            self._spy.close()
-            self._spy = None
+        self.place.let_go()
         self.store.close()
 
     def restart(self) -> None:
@@ -168,16 +149,16 @@ class StoreRig:
         self.close()
         self.store = self._open()
 
+    @property
+    def path(self) -> Path:
+        """The file of a store on SQLite."""
+        if not isinstance(self.place, SqlitePlace):
+            raise TypeError("this store is in no file")
+        return self.place.path
+
     def backup(self) -> bytes:
-        """The whole database, as `sqlite3 .backup` would write it."""
-        with (
-            tempfile.TemporaryDirectory() as directory,
-            closing(sqlite3.connect(self.path)) as source,
-        ):
-            path = Path(directory) / "copy.db"
-            with closing(sqlite3.connect(path)) as copy:
-                source.backup(copy)
-            return path.read_bytes()
+        """The whole database, at one moment."""
+        return self.place.backup()
 
     def put_back(self, backup: bytes, *, elsewhere: bool = True) -> None:
         """Stop, put an older copy in the database's place by hand, start: nobody tells the Hub.
@@ -185,11 +166,7 @@ class StoreRig:
         `elsewhere`: as on another machine, without the mark that the Hub keeps beside its database.
         """
         self.close()
-        if elsewhere:
-            Path(f"{self.path}.lock").unlink()
-        for suffix in ("-wal", "-shm"):
-            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-        self.path.write_bytes(backup)
+        self.place.put_back(backup, elsewhere=elsewhere)
         self.store = self._open()
 
     def do(self, fn: Callable[..., T], *args: Any, bulk: bool = False) -> T:
@@ -202,10 +179,7 @@ class StoreRig:
 
     def sql(self, query: str, *args: Any) -> list[Any]:
         """Rows, read behind the store's back."""
-        if self._spy is None:
-            self._spy = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
-            self._spy.row_factory = sqlite3.Row
-        return self._spy.execute(query, args).fetchall()
+        return self.place.sql(query, args)
 
     def whoami(self, token: str) -> Principal:
         """The Principal of a token. LookupError when it is unknown, as after a restore."""

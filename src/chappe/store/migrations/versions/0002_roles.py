@@ -7,24 +7,34 @@ named `admin`, who owns its project.
 import sqlalchemy as sa
 from alembic import op
 
+from chappe.store.dialect import Integer, Text
+
 revision = "0002"
 down_revision = "0001"
 
-AUDIT_TRIGGERS = (
-    "CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END",
-    "CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END",
-)
+TRIGGERS = {
+    "sqlite": [
+        "CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END",
+        "CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END",
+    ],
+    "postgresql": [
+        """CREATE FUNCTION audit_stays() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION 'the audit is append-only' USING ERRCODE = 'check_violation'; END $$""",
+        """CREATE TRIGGER audit_stays BEFORE UPDATE OR DELETE ON audit
+FOR EACH ROW EXECUTE FUNCTION audit_stays()""",
+    ],
+}
 
 
 def upgrade() -> None:
     """Create the tables, and give what exists to the first user."""
     op.create_table(
         "account",
-        sa.Column("n", sa.Integer(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("password", sa.Text(), nullable=True),
-        sa.Column("admin", sa.Integer(), nullable=False),
-        sa.Column("invite", sa.Text(), nullable=True),
+        sa.Column("n", Integer, nullable=False),
+        sa.Column("name", Text, nullable=False),
+        sa.Column("password", Text, nullable=True),
+        sa.Column("admin", Integer, nullable=False),
+        sa.Column("invite", Text, nullable=True),
         sa.Column("invite_until", sa.Float(), nullable=True),
         sa.Column("disabled_at", sa.Float(), nullable=True),
         sa.Column("created_at", sa.Float(), nullable=False),
@@ -34,9 +44,9 @@ def upgrade() -> None:
     )
     op.create_table(
         "member",
-        sa.Column("project", sa.Integer(), nullable=False),
-        sa.Column("account", sa.Integer(), nullable=False),
-        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("project", Integer, nullable=False),
+        sa.Column("account", Integer, nullable=False),
+        sa.Column("role", Text, nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.CheckConstraint("role IN ('viewer', 'operator', 'owner')", name=op.f("ck_member_role")),
         sa.PrimaryKeyConstraint("project", "account"),
@@ -44,24 +54,24 @@ def upgrade() -> None:
     op.create_index("ix_member_account", "member", ["account"], unique=False)
     op.create_table(
         "audit",
-        sa.Column("n", sa.Integer(), nullable=False),
-        sa.Column("project", sa.Integer(), nullable=False),
-        sa.Column("no", sa.Integer(), nullable=False),
+        sa.Column("n", Integer, nullable=False),
+        sa.Column("project", Integer, nullable=False),
+        sa.Column("no", Integer, nullable=False),
         sa.Column("at", sa.Float(), nullable=False),
-        sa.Column("actor", sa.Text(), nullable=False),
-        sa.Column("token", sa.Text(), nullable=False),
-        sa.Column("address", sa.Text(), nullable=False),
-        sa.Column("action", sa.Text(), nullable=False),
-        sa.Column("subject", sa.Text(), nullable=False),
-        sa.Column("details", sa.Text(), nullable=True),
+        sa.Column("actor", Text, nullable=False),
+        sa.Column("token", Text, nullable=False),
+        sa.Column("address", Text, nullable=False),
+        sa.Column("action", Text, nullable=False),
+        sa.Column("subject", Text, nullable=False),
+        sa.Column("details", Text, nullable=True),
         sa.PrimaryKeyConstraint("n"),
         sa.UniqueConstraint("project", "no", name=op.f("uq_audit_project_no")),
         sqlite_autoincrement=True,
     )
-    for trigger in AUDIT_TRIGGERS:
+    for trigger in TRIGGERS[op.get_bind().dialect.name]:
         op.execute(trigger)
-    op.add_column("token", sa.Column("account", sa.Integer(), nullable=True))
-    op.add_column("token", sa.Column("role", sa.Text(), nullable=True))
+    op.add_column("token", sa.Column("account", Integer, nullable=True))
+    op.add_column("token", sa.Column("role", Text, nullable=True))
     op.create_index("ix_token_account", "token", ["account"], unique=False)
     op.execute(
         "INSERT INTO account (name, admin, created_at) SELECT 'admin', 1, min(created_at) FROM project HAVING count(*) > 0"

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
+from chappe.store.dialect import Integer, Text
+
 revision = "0003"
 down_revision = "0002"
 
@@ -45,11 +47,11 @@ def upgrade() -> None:
 def _selections() -> None:
     op.create_table(
         "selection",
-        sa.Column("n", sa.Integer(), nullable=False),
-        sa.Column("project", sa.Integer(), nullable=False),
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("filter", sa.Text(), nullable=False),
-        sa.Column("count", sa.Integer(), nullable=False),
+        sa.Column("n", Integer, nullable=False),
+        sa.Column("project", Integer, nullable=False),
+        sa.Column("id", Text, nullable=False),
+        sa.Column("filter", Text, nullable=False),
+        sa.Column("count", Integer, nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("expires_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("n"),
@@ -59,26 +61,26 @@ def _selections() -> None:
     op.create_index("ix_selection_expires_at", "selection", ["expires_at"])
     op.create_table(
         "selection_chunk",
-        sa.Column("selection", sa.Integer(), nullable=False),
-        sa.Column("pos", sa.Integer(), nullable=False),
-        sa.Column("jobs", sa.Text(), nullable=False),
+        sa.Column("selection", Integer, nullable=False),
+        sa.Column("pos", Integer, nullable=False),
+        sa.Column("jobs", Text, nullable=False),
         sa.PrimaryKeyConstraint("selection", "pos"),
     )
     op.create_table(
         "act",
-        sa.Column("n", sa.Integer(), nullable=False),
-        sa.Column("project", sa.Integer(), nullable=False),
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("selection", sa.Integer(), nullable=False),
-        sa.Column("selection_id", sa.Text(), nullable=False),
-        sa.Column("verb", sa.Text(), nullable=False),
-        sa.Column("change", sa.Text(), nullable=True),
-        sa.Column("state", sa.Text(), nullable=False),
-        sa.Column("message", sa.Text(), server_default="", nullable=False),
-        sa.Column("total", sa.Integer(), nullable=False),
-        sa.Column("done", sa.Integer(), nullable=False),
-        sa.Column("pos", sa.Integer(), nullable=False),
-        sa.Column("counts", sa.Text(), nullable=False),
+        sa.Column("n", Integer, nullable=False),
+        sa.Column("project", Integer, nullable=False),
+        sa.Column("id", Text, nullable=False),
+        sa.Column("selection", Integer, nullable=False),
+        sa.Column("selection_id", Text, nullable=False),
+        sa.Column("verb", Text, nullable=False),
+        sa.Column("change", Text, nullable=True),
+        sa.Column("state", Text, nullable=False),
+        sa.Column("message", Text, server_default="", nullable=False),
+        sa.Column("total", Integer, nullable=False),
+        sa.Column("done", Integer, nullable=False),
+        sa.Column("pos", Integer, nullable=False),
+        sa.Column("counts", Text, nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("ended_at", sa.Float(), nullable=True),
         sa.PrimaryKeyConstraint("n"),

@@ -1,0 +1,121 @@
+"""Hubs on PostgreSQL: start, standby, takeover, and servers that go away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from chappe.testing.hub import RunningHub
+from chappe.testing.place import Databases
+from tests.integration.hub_rig import raw
+
+#: What a takeover may take.
+TAKEOVER_S = 5.0
+
+
+@pytest.fixture
+def url(databases: Databases) -> Iterator[str]:
+    """A database of a test's own."""
+    url = databases.borrow()
+    yield url
+    databases.give_back(url)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, url: str) -> Iterator[RunningHub]:
+    """A Hub that writes it."""
+    hub = RunningHub(tmp_path / "first", {"port": 0, "db": url}, {})
+    with hub.start():
+        yield hub
+
+
+@pytest.fixture
+def standby(tmp_path: Path, url: str, hub: RunningHub) -> Iterator[RunningHub]:
+    """Another that waits, with the first one's certificate."""
+    options = {
+        "port": 0,
+        "db": url,
+        "tls_cert": hub.data / "hub-cert.pem",
+        "tls_key": hub.data / "hub-key.pem",
+    }
+    other = RunningHub(tmp_path / "second", options, {})
+    other.launch()
+    with other:
+        line = other._ready_line(30)
+        assert line.startswith("hub standby https://"), line + other.log
+        other.url = line.split()[2]
+        other.ca_file = hub.ca_file
+        yield other
+
+
+def until(condition: Callable[[], bool], what: str, within_s: float = 30) -> None:
+    """Return when it is true; an address where nobody answers yet makes it false."""
+    deadline = time.monotonic() + within_s
+    while True:
+        with contextlib.suppress(OSError):
+            if condition():
+                return
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def readyz(hub: RunningHub) -> int:
+    return raw(hub, "GET", "/readyz").status
+
+
+def test_a_standby_says_what_it_is_and_serves_nothing(hub: RunningHub, standby: RunningHub) -> None:
+    assert readyz(hub) == 200
+    for path in ("/readyz", "/v1/whoami", "/metrics"):
+        answer = raw(standby, "GET", path, hub.token)
+        assert answer.status == 503
+        error = json.loads(answer.body)["error"]
+        assert (error["code"], error["transient"]) == ("standby", True)
+    assert raw(standby, "GET", "/healthz").status == 200
+    assert standby.stop() == 0
+    assert readyz(hub) == 200
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
+def test_a_standby_takes_over_and_nothing_is_lost(
+    hub: RunningHub, standby: RunningHub, sig: signal.Signals
+) -> None:
+    token = hub.token
+    made: list[str] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        """Notes, one after the other, each noted here once it was answered."""
+        while not stop.is_set():
+            note = f"note {len(made)}"
+            try:
+                answer = raw(hub, "POST", "/v1/tokens", token, json.dumps({"note": note}).encode())
+            except OSError:
+                return
+            if answer.status >= 300:
+                return
+            made.append(note)
+
+    clients = [threading.Thread(target=load) for _ in range(1)]
+    for client in clients:
+        client.start()
+    until(lambda: len(made) > 20, "no load")
+    hub.process.send_signal(sig)
+    began = time.monotonic()
+    hub.process.wait()
+    until(lambda: readyz(standby) == 200, standby.log[-3000:])
+    took_s = time.monotonic() - began
+    stop.set()
+    for client in clients:
+        client.join()
+    listed = json.loads(raw(standby, "GET", "/v1/tokens", token).body)
+    notes = {t["note"] for t in listed["tokens"]}
+    assert set(made) <= notes, "what was acknowledged is there"
+    print(f"takeover after {sig.name}: {took_s:.2f} s")
+    assert took_s < 10 * TAKEOVER_S
