@@ -21,6 +21,7 @@ import msgspec
 
 from chappe.link.clock import new_id
 from chappe.wire.jobs import ParentPage
+from chappe.wire.results import Kept, PutResults, PutResultsReply, ResultUpload, ResultVerdict
 from chappe.wire.sites import (
     AgentHello,
     AgentSync,
@@ -68,6 +69,7 @@ class EvilHub:
         self.returned: list[JobEpoch] = []
         self.parents: dict[str, Any] = {}
         self.results: dict[str, bytes] = {}
+        self.uploads: list[ResultUpload] = []
         self.asked: list[str] = []
         self._answers: list[tuple[str | None, Answer]] = []
         self._woken: set[str] = set()
@@ -169,6 +171,11 @@ class EvilHub:
                 return self._sync(msgspec.json.decode(body, type=SyncRequest))
             case ("POST", ["sync", "wake"]):
                 self._wake()
+            case ("POST", ["results"]):
+                uploads = msgspec.json.decode(body, type=PutResults).results
+                self.uploads += uploads
+                stored = [ResultVerdict(u.job, u.epoch, Kept.STORED) for u in uploads]
+                return PutResultsReply(stored)
             case ("GET", ["jobs", job, "parents"]):
                 self.asked.append(f"parents {job}")
                 return self.parents.get(job, ParentPage([]))

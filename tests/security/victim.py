@@ -81,6 +81,7 @@ class Victim:
         config = self.paths.config.read_text()
         config = config.replace(honest.url, self.hub.url)
         config = config.replace("[pilot]", f"[pilot]\nslots = 4\n{settings}")
+        config = config.replace("# allowed = false", "allowed = true")
         self.paths.config.write_text(config + tail)
 
     def start(self) -> None:
