@@ -33,6 +33,7 @@ _PUBLIC: dict[str, str] = {
     "AsyncSelection": "chappe.sdk.selections",
     "Changes": "chappe.sdk.selections",
     "Selection": "chappe.sdk.selections",
+    "JobStats": "chappe.sdk.stats",
     "ResultFile": "chappe.sdk.results",
     "Outcome": "chappe.core.leases",
     "Parameter": "chappe.core.parameters",

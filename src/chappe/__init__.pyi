@@ -45,6 +45,9 @@ from chappe.sdk.selections import (
     Changes,
     Selection,
 )
+from chappe.sdk.stats import (
+    JobStats,
+)
 from chappe.sdk.sync import (
     App,
     Client,
@@ -94,6 +97,7 @@ __all__ = [
     "JobCount",
     "JobError",
     "JobFailed",
+    "JobStats",
     "JobView",
     "NotFound",
     "Options",

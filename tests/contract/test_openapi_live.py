@@ -104,6 +104,7 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
     await call("POST", "/v1/acts", new)
     await call("GET", "/v1/acts/{id}", id=new.id)
     await call("GET", "/v1/acts")
+    await call("GET", "/v1/stats")
     await call("POST", "/v1/acts/{id}/stop", id=new.id)
     await call("POST", "/v1/tokens", NewToken("contract", 60.0))
     await call("POST", "/v1/tokens/service", NewServiceToken("viewer"))

@@ -39,7 +39,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "app": "check ls show",
         "batch-job": "cancel ls new",
         "hub": "backup restore start",
-        "job": "cancel count hold logs ls release result retry rm show submit update watch",
+        "job": "cancel count hold logs ls release result retry rm show stats submit update watch",
         "session": "end ls",
         "site": "check init key ls rm start status stop token",
         "token": "ls new revoke",

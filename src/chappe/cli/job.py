@@ -10,7 +10,7 @@ import click
 
 from chappe.cli import joblogs
 from chappe.cli.job_acts import cancel, hold, release, retry, rm, update
-from chappe.cli.options import conditions, filters, job_options, options_of
+from chappe.cli.options import conditions, filters, job_options, moment, options_of
 from chappe.cli.output import FAILED, Out, ago, short_ids, size, span, when, with_output
 
 if TYPE_CHECKING:
@@ -107,6 +107,45 @@ def ls(out: Out, limit: int, **given: Any) -> None:
     out.table(columns, rows, "no jobs")
     if more:
         out.say(f"… the newest {limit}; narrow the filter, or use --limit 0 for all", "dim")
+
+
+@command.command()
+@click.option(
+    "--since", type=moment, metavar="TIME", help="From: 7d (ago; default 24h), 2026-05-01."
+)
+@click.option("--until", type=moment, metavar="TIME", help="To (now).")
+@click.option(
+    "--by", default="site,app", show_default=True, help="site, app, both with a comma, or nothing."
+)
+@with_output
+def stats(out: Out, since: float | None, until: float | None, by: str) -> None:
+    """Show throughput, utilisation, waiting and run times of jobs that ended."""
+    with out.client() as client:
+        apart = [] if by == "nothing" else [name.strip() for name in by.split(",")]
+        found = client.stats(since, until, apart)
+    if out.as_json:
+        for row in found.rows():
+            out.line(row)
+        return
+    if found.one_in > 1:
+        out.say(f"of {found.jobs} jobs one in {found.one_in} was looked at", "dim")
+    counts = ("DONE>", "FAILED>", "CANCELLED>", "PER HOUR>")
+    names = ("SITE", "APP", *counts, "WAIT>", "P90>", "RUN>", "P90>", "CORE-H>", "USED>")
+    out.table(names, [_figures(row) for row in found.rows()], "no job ended in that time")
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    """One line of `stats`: times as people read them, and what is not known left out."""
+
+    def time(name: str) -> str:
+        return "" if row[name] is None else span(row[name])
+
+    used = "" if row["utilisation"] is None else f"{100 * row['utilisation']:.0f} %"
+    site = "all" if row["site"] is None else row["site"] or "(none)"
+    app = "all" if row["app"] is None else row["app"] or "(command)"
+    counts = [str(row[name]) for name in ("finished", "failed", "cancelled")]
+    times = [time(name) for name in ("wait_median_s", "wait_p90_s", "run_median_s", "run_p90_s")]
+    return [site, app, *counts, f"{row['per_hour']:.3g}", *times, f"{row['core_hours']:.3g}", used]
 
 
 @command.command()

@@ -86,6 +86,7 @@ RULES: Mapping[str, Row] = {
     "GET /v1/acts": _VIEW,
     "GET /v1/acts/{id}": _VIEW,
     "POST /v1/acts/{id}/stop": _OPERATE,
+    "GET /v1/stats": _VIEW,
     # sites and their agents
     "GET /v1/sites": _VIEW | _AT_SITE,
     "POST /v1/sites": _OWN,

@@ -21,6 +21,7 @@ from chappe.hub.routes import (
     people,
     results,
     sites,
+    stats,
     sync,
     tokens,
 )
@@ -70,6 +71,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/acts", bulk.index),
     Route("GET", "/v1/acts/{id}", bulk.show),
     Route("POST", "/v1/acts/{id}/stop", bulk.stop),
+    Route("GET", "/v1/stats", stats.show),
     # sites and their agents
     Route("GET", "/v1/sites", sites.index),
     Route("POST", "/v1/sites", sites.create, (409,), limit_bytes=SMALL),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
 
 from chappe.sdk import acts, config, drafts, values
+from chappe.sdk import stats as figures
 from chappe.sdk.admin import Admin
 from chappe.sdk.drafts import Draft, Options
 from chappe.sdk.engine import Engine, Where, filter_of
@@ -392,6 +394,19 @@ class AsyncClient:
     async def count(self, **where: Unpack[Where]) -> JobCount:
         """How many Jobs match: exact by site, app, state and phase; with other conditions to 10 000."""
         return await self._engine.admin.count(filter_of(**where))
+
+    async def stats(
+        self,
+        since: float | datetime | None = None,
+        until: float | datetime | None = None,
+        by: Sequence[str] = ("site", "app"),
+    ) -> figures.JobStats:
+        """Throughput, utilisation, waiting and run times of the Jobs that ended in a period.
+
+        By default in the last 24 hours. `by`: site, app, both, or neither; utilisation without app.
+        """
+        found = await figures.fetch(self._engine.hub, since, until, by)
+        return figures.JobStats(found, await self.site_names())
 
     async def counts(self) -> list[tuple[str, str, str, int]]:
         """How many Jobs are in each (site, app, state); site "" while none is chosen."""

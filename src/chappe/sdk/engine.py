@@ -31,6 +31,7 @@ from chappe.sdk.feed import PATIENT, Ended, Feed, Position, not_found
 from chappe.sdk.keyring import DIRECTORY, Keyring
 from chappe.sdk.people import People
 from chappe.sdk.results import ResultFile
+from chappe.sdk.stats import seconds
 from chappe.wire.events import Event, EventPage, parse_cursor
 from chappe.wire.jobs import CreateReply, JobFilter, JobPage, JobView, QueryJobs, Why
 from chappe.wire.logs import LogPage
@@ -385,16 +386,10 @@ def filter_of(**where: Unpack[Where]) -> JobFilter:
             f"there is no condition {min(unknown)!r} (there are: {known})", field="filter"
         )
     plain = {
-        name: _seconds(name, value) if isinstance(value, datetime) else value
+        name: seconds(name, value) if isinstance(value, datetime) else value
         for name, value in where.items()
     }
     try:
         return msgspec.convert(plain, JobFilter)
     except msgspec.ValidationError as e:
         raise Invalid(f"a condition has the wrong type: {e}", field="filter") from None
-
-
-def _seconds(name: str, time: datetime) -> float:
-    if time.tzinfo is None:
-        raise Invalid(f"{name} needs a time zone: datetime.now(UTC)", field=name)
-    return time.timestamp()

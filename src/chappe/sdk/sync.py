@@ -10,10 +10,12 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from chappe.sdk import acts, config, drafts, values
+from chappe.sdk import stats as figures
 from chappe.sdk.drafts import Draft, Options
 from chappe.sdk.engine import Engine, Where, filter_of
 from chappe.sdk.errors import Invalid, error_of
@@ -423,6 +425,19 @@ class Client:
     def count(self, **where: Unpack[Where]) -> JobCount:
         """How many Jobs match: exact by site, app, state and phase; with other conditions to 10 000."""
         return self._run(self._engine.admin.count(filter_of(**where)))
+
+    def stats(
+        self,
+        since: float | datetime | None = None,
+        until: float | datetime | None = None,
+        by: Sequence[str] = ("site", "app"),
+    ) -> figures.JobStats:
+        """Throughput, utilisation, waiting and run times of the Jobs that ended in a period.
+
+        By default in the last 24 hours. `by`: site, app, both, or neither; utilisation without app.
+        """
+        found = self._run(figures.fetch(self._engine.hub, since, until, by))
+        return figures.JobStats(found, self.site_names())
 
     def counts(self) -> list[tuple[str, str, str, int]]:
         """How many Jobs are in each (site, app, state); site "" while none is chosen."""

@@ -35,7 +35,8 @@ from chappe.wire.sync import (
 
 HEARD = sql("""
     UPDATE session SET state = 'live', last_request = :last_request, last_report = :last_report,
-        heard_at = :now, hard_end_at = :hard_end_at, capacity = :capacity, incarnation = :incarnation
+        heard_at = :now, hard_end_at = :hard_end_at, capacity = :capacity,
+        cores = COALESCE(CAST(:cores AS bigint), cores), incarnation = :incarnation
     WHERE n = :n""")
 
 RESULTS = sql("""
@@ -71,6 +72,7 @@ def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
         now=tx.now,
         hard_end_at=None if req.hard_end_in_s is None else tx.now + req.hard_end_in_s,
         capacity=None if req.capacity is None else to_json(req.capacity),
+        cores=None if req.capacity is None else req.capacity.node_cores * req.capacity.nodes,
         incarnation=tx.catalog.incarnation,
     )
     tx.heard(p.site_n, session.n)

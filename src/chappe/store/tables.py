@@ -326,6 +326,7 @@ session = Table(
     Column("hard_end_at", Float),
     Column("capacity", Text),
     Column("created_at", Float),
+    Column("cores", Integer),
     sa.UniqueConstraint("project", "id"),
     CheckConstraint("state IN ('live', 'silent', 'dead')", name="state"),
     _partial("ix_session_open", "site", where="state <> 'dead'"),
