@@ -269,7 +269,7 @@ class Site:
         python.write_text(f'#!/bin/sh\nexec /bin/sh {self.pilot} "$5"\n')
         python.chmod(0o755)
         text = self.paths.config.read_text()
-        text = text.replace('# python = ""', f'python = "{python}"')
+        text = text.replace('# python = ""', f'python = "{python}"', 1)
         self.paths.config.write_text(text + settings)
 
     def setting(self, before: str, after: str) -> None:
