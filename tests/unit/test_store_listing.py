@@ -80,6 +80,7 @@ def plans(rig: StoreRig, seen: list[tuple[str, Any]]) -> list[str]:
     return steps
 
 
+@pytest.mark.sqlite  # reads its plans
 @pytest.mark.parametrize("few", [0, 10_000], ids=["large", "small"])
 @pytest.mark.parametrize("where", DOCUMENTED, ids=str)
 def test_no_documented_filter_reads_everything(
@@ -104,6 +105,7 @@ def test_no_documented_filter_reads_everything(
     assert [s for s in searches if PROJECT_ONLY.search(s) and "ix_job_held" not in s] == []
 
 
+@pytest.mark.sqlite  # reads its plans
 def test_a_filter_by_parent_searches(rig: StoreRig, site: SiteRig) -> None:
     (child,) = rig.ask(queries.list_jobs, rig.user, JobFilter(), 1, None).jobs
     ((parent,),) = rig.sql(
@@ -117,6 +119,7 @@ def test_a_filter_by_parent_searches(rig: StoreRig, site: SiteRig) -> None:
     assert [s for s in plans(rig, seen) if s.startswith("SCAN") and LARGE.search(s)] == []
 
 
+@pytest.mark.sqlite  # reads its plans
 def test_the_test_would_see_a_scan(rig: StoreRig, site: SiteRig) -> None:
     step = plans(rig, [("SELECT n FROM job WHERE changed_at > ?", (1,))])[0]
     assert step.startswith("SCAN")

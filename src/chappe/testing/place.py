@@ -130,11 +130,19 @@ def _rows(cursor: Any) -> Any:
 
 
 class PostgresPlace:
-    """A database of a server, borrowed; `leave` gives it back for the next to use."""
+    """A database of a server, borrowed; `leave` gives it back for the next to use.
 
-    def __init__(self, databases: Databases, data: Path) -> None:
+    `port` is that of a relay, where the store reaches the server through one.
+    """
+
+    def __init__(self, databases: Databases, data: Path, port: int | None = None) -> None:
         self._databases = databases
-        self.url = databases.borrow()
+        self._direct = databases.borrow()
+        self.url = (
+            self._direct.replace(f":{databases.server.port}/", f":{port}/")
+            if port
+            else self._direct
+        )
         self.data = data
         self._spy: Any = None
         data.mkdir(parents=True, exist_ok=True)
@@ -143,7 +151,7 @@ class PostgresPlace:
         import psycopg
 
         if self._spy is None or self._spy.broken:
-            self._spy = psycopg.connect(self.url, autocommit=True, row_factory=_rows)
+            self._spy = psycopg.connect(self._direct, autocommit=True, row_factory=_rows)
         return self._spy
 
     def sql(self, query: str, args: Sequence[Any]) -> list[Any]:
@@ -155,7 +163,7 @@ class PostgresPlace:
         """Change rows behind the store's back."""
         import psycopg
 
-        with psycopg.connect(self.url) as conn:
+        with psycopg.connect(self._direct) as conn:
             conn.execute(statement)
 
     def backup(self) -> bytes:
@@ -188,7 +196,7 @@ class PostgresPlace:
 
     def leave(self) -> None:
         """Give the database back."""
-        self._databases.give_back(self.url)
+        self._databases.give_back(self._direct)
 
 
 class Databases:
