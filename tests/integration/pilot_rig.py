@@ -211,6 +211,10 @@ class RealSite:
         await self.agent.request(
             "POST", f"/v1/sites/{self.dir.site}/agent", AgentHello(new_id(), "test")
         )
+        await self.publish()
+
+    async def publish(self) -> None:
+        """Tell the Hub what Apps there are."""
         from chappe.link.apps import load_apps, to_view
 
         views: list[AppView] = [to_view(app) for app in load_apps(self.dir.path / "apps").values()]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from resource import RUSAGE_SELF, getrusage
 
 import pytest
 
 from chappe.pilot import launch_table
+from chappe.pilot.launch_stages import CommandEnd, first
 from chappe.pilot.launch_table import Run, Table
 from chappe.pilot.launch_wire import Ended, Refused, Snapshot, Task
 from chappe.pilot.reap import Exit
@@ -16,15 +18,25 @@ def task(job: str, lane: int = 0, **fields: float) -> Task:
     return Task(job, 1, 1, ["x"], {}, "/", 0.0, lane=lane, **fields)  # type: ignore[arg-type]
 
 
+def begun(task: Task, pid: int, at: float, now: float) -> Run:
+    return Run(task, first(task), pid, at, now)
+
+
+def end_command(run: Run, status: int) -> None:
+    usage = getrusage(RUSAGE_SELF)
+    run.exit = Exit(status, usage)
+    run.command = CommandEnd(os.waitstatus_to_exitcode(status), usage, 2.0, None, "")
+
+
 def start(table: Table) -> Run:
-    run = Run(table.next_ready(), 100, 1.0, 10.0)
+    run = begun(table.next_ready(), 100, 1.0, 10.0)
     table.start(run)
     return run
 
 
 def finish(table: Table, run: Run, status: int = 0) -> Ended:
-    run.exit = Exit(status, getrusage(RUSAGE_SELF))
-    table.finish(run, "", 3.0, 12.0)
+    end_command(run, status)
+    table.finish(run, 3.0, 12.0)
     return table.take_events().ended[-1]
 
 
@@ -110,7 +122,7 @@ def test_a_run_that_runs_cannot_be_finished() -> None:
     table = Table()
     table.add(task("job"))
     with pytest.raises(ValueError, match="still runs"):
-        table.finish(start(table), "", 0.0, 0.0)
+        table.finish(start(table), 0.0, 0.0)
 
 
 def test_withdrawing_frees_the_lane_only_of_its_head() -> None:
@@ -174,8 +186,8 @@ def test_a_snapshot_is_the_table_at_one_moment() -> None:
         table.add(task(f"job{i}"))
     runs = [start(table) for _ in range(300)]
     for run in runs[:280]:
-        run.exit = Exit(0, getrusage(RUSAGE_SELF))
-        table.finish(run, "", 3.0, 12.0)
+        end_command(run, 0)
+        table.finish(run, 3.0, 12.0)
     parts = table.snapshot("s", 1)
     for run in runs[280:]:
         finish(table, run)
@@ -197,7 +209,7 @@ def test_renewing_a_waiting_task_moves_its_deadline() -> None:
 
 
 def test_a_run_wants_attention_at_its_first_deadline() -> None:
-    run = Run(task("job", wall_limit_s=60.0, takeover_deadline=500.0), 1, 0.0, 100.0)
+    run = begun(task("job", wall_limit_s=60.0, takeover_deadline=500.0), 1, 0.0, 100.0)
     assert run.due_at == 160.0
     run.kill_at = 130.0
     assert run.due_at == 130.0

@@ -127,7 +127,9 @@ def test_the_result_file_is_named(place: Place) -> None:
     assert isinstance(made, Prepared)
     expected = str(place.path / "data" / "jobs" / h.job / "attempt-1" / "out.npz")
     assert made.task.env["CHAPPE_RESULT"] == h.result == expected
-    assert place.preparer.result_of(h) == expected
+    h.result = ""
+    place.preparer.recall(h)
+    assert h.result == expected
 
 
 def test_a_signed_command_runs_as_it_is(place: Place) -> None:

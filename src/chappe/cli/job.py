@@ -247,9 +247,30 @@ def _facts(view: JobView, sites: dict[str, str]) -> list[tuple[str, str | None]]
                 f"{size(usage.max_rss_bytes)} memory, {size(usage.written_bytes)} written",
             )
         )
+        pairs.append(("read, written", _io(usage)))
     if outcome is not None:
+        pairs.append(("hook", None if outcome.hook is None else _hook(outcome.hook)))
         pairs.append(("stderr", outcome.tail.rstrip()))
     return pairs
+
+
+def _io(usage: Any) -> str | None:
+    io = usage.io
+    if io is None:
+        return None
+    storage = f"{size(io.storage_read_bytes)}, {size(io.storage_written_bytes)} of it storage"
+    if io.source == "rusage":
+        return f"{storage} (no more is known)"
+    return (
+        f"{size(io.read_bytes)} in {io.read_calls} calls, {size(io.written_bytes)} in "
+        f"{io.write_calls}; {storage}; {io.files} files"
+    )
+
+
+def _hook(hook: Any) -> str:
+    what = hook.problem or (f"set {hook.state}" if hook.state else "went well")
+    changed = " ".join(f"{k}={v}" for k, v in hook.parameters.items())
+    return f"{hook.name} {what}" + (f" with {changed}" if changed else "")
 
 
 @command.command()

@@ -25,6 +25,7 @@ from enum import StrEnum
 import msgspec
 
 from chappe.core import limits
+from chappe.core.hooks import HookName, HookReport
 from chappe.core.jobs import Retries, RetryOn
 from chappe.core.states import FINAL, RUNNABLE, State
 
@@ -46,6 +47,7 @@ class Reason(StrEnum):
     PARENT = "parent"
     OUTCOME_LOST = "outcome_lost"
     EXPIRED = "expired"
+    HOOK = "hook"
 
 
 _LOST = frozenset(
@@ -76,6 +78,22 @@ class Verdict(StrEnum):
     __hash__ = str.__hash__
 
 
+class IoUsage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a run read and wrote, where its App counts it: bytes and calls of read(2), write(2) and their
+    like, what of it came from and went to storage, and the files in its own directory at its end (without
+    its logs, at most 100 000). It covers the command and its descendants, except those that nobody waited
+    for while their parent lived. Of `source` "rusage" (its /proc could not be read) only storage is known."""
+
+    read_bytes: int = 0
+    written_bytes: int = 0
+    read_calls: int = 0
+    write_calls: int = 0
+    storage_read_bytes: int = 0
+    storage_written_bytes: int = 0
+    files: int = 0
+    source: str = "proc"
+
+
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What a run used, from wait4(2)."""
 
@@ -84,6 +102,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     system_s: float = 0.0
     max_rss_bytes: int = 0
     written_bytes: int = 0
+    io: IoUsage | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -96,6 +115,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     usage: Usage | None = None
     tail: str = ""
     result_sha256: str | None = None
+    hook: HookReport | None = None
 
     @property
     def ok(self) -> bool:
@@ -201,25 +221,71 @@ def unusable_end(job: Held, kind: str, now: float) -> Decision | None:
     return death(job, Reason.OUTCOME_LOST, now, "its pilot reported an end that cannot be true")
 
 
+def with_hook(outcome: Outcome, hook: HookReport) -> Outcome:
+    """The outcome of an attempt, after its hook. A Job whose preprocess or postprocess hook failed has
+    failed; a failed on_error or on_timeout hook changes nothing about how the run ended."""
+    replace = msgspec.structs.replace
+    words = hook.message
+    if hook.problem:
+        words = f"its {hook.name} hook {hook.problem}"
+    elif hook.state is not None and not words:
+        words = f"its {hook.name} hook set {hook.state}"
+    if hook.problem and hook.name in (HookName.ON_ERROR, HookName.ON_TIMEOUT):
+        message = f"{outcome.message}; {words}" if outcome.message else words
+        return replace(outcome, message=message, hook=hook)
+    if hook.problem or hook.name is HookName.PREPROCESS:
+        return replace(outcome, reason=Reason.HOOK, message=words, hook=hook)
+    return replace(outcome, message=words or outcome.message, hook=hook)
+
+
+def wanted(outcome: Outcome) -> State | None:
+    """The state that a hook sent the Job to; None when it left that to the rules, or may not decide.
+
+    A hook decides about a run that ended by itself or at its limit, never about one that was lost.
+    """
+    hook = outcome.hook
+    if hook is None or hook.problem or outcome.reason in _LOST:
+        return None
+    return hook.state if outcome.reason is not Reason.CANCELLED else None
+
+
+def finished(outcome: Outcome) -> bool:
+    """Whether the Job is done with this attempt."""
+    decided = wanted(outcome)
+    return outcome.ok if decided is None else decided is State.JOB_FINISHED
+
+
+def again(retries: Retries, attempt: int, max_attempts: int, outcome: Outcome) -> bool:
+    """Whether the Job is to be started once more after this attempt, which did not finish it."""
+    decided = wanted(outcome)
+    if decided is None:
+        return retry_class(outcome.reason) in retries.on and attempt < max_attempts
+    return decided is State.RESTART_READY and attempt < max_attempts
+
+
 def _after_run(
     job: Held, attempt: int, steps: list[Step], at: float, outcome: Outcome, now: float
 ) -> Decision:
-    """From RUNNING to where the outcome, a pending cancel and the retry rule lead."""
+    """From RUNNING to where the outcome, a hook's verdict, a pending cancel and the retry rule lead."""
     S = State
-    if outcome.ok:
+    if finished(outcome):
         # An exit 0 that came before the cancel took effect wins: the work is done.
         steps.append(Step(S.RUNNING, S.RUN_DONE, at))
-        steps.append(Step(S.RUN_DONE, S.JOB_FINISHED, at, outcome))
+        last = S.RUN_DONE
+        if outcome.hook is not None and outcome.hook.name is not HookName.PREPROCESS:
+            steps.append(Step(S.RUN_DONE, S.POSTPROCESSED, at))
+            last = S.POSTPROCESSED
+        steps.append(Step(last, S.JOB_FINISHED, at, outcome))
         return Decision(S.JOB_FINISHED, attempt, tuple(steps), release=True, outcome=outcome)
     if job.cancel_at is not None:
         steps.append(Step(S.RUNNING, S.CANCELLED, at, outcome))
         return Decision(S.CANCELLED, attempt, tuple(steps), release=True, outcome=outcome)
     failed = S.RUN_TIMEOUT if outcome.reason is Reason.TIMEOUT else S.RUN_ERROR
     steps.append(Step(S.RUNNING, failed, at, outcome))
-    again = retry_class(outcome.reason) in job.retries.on and attempt < job.max_attempts
-    new = S.RESTART_READY if again else S.FAILED
-    steps.append(Step(failed, new, at, None if again else outcome))
-    wait = job.retries.backoff_s * 2 ** min(attempt - 1, 16) if again else 0.0
+    more = again(job.retries, attempt, job.max_attempts, outcome)
+    new = S.RESTART_READY if more else S.FAILED
+    steps.append(Step(failed, new, at, None if more else outcome))
+    wait = job.retries.backoff_s * 2 ** min(attempt - 1, 16) if more else 0.0
     return Decision(
         new,
         attempt,

@@ -13,6 +13,7 @@ import msgspec
 
 from chappe.core import limits
 from chappe.core.errors import Invalid
+from chappe.core.hooks import HookName
 from chappe.core.jobs import check_relative
 from chappe.core.parameters import Parameter
 from chappe.link.results import media_of
@@ -55,6 +56,64 @@ class Files(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "without it has failed."
         ),
     ] = None
+    cleanup: Annotated[
+        tuple[str, ...],
+        _doc(
+            "Patterns of files to remove from the Job's directory after its last attempt, as "
+            '`["*.tmp", "restart/*.nc"]`. Never the result; directories and what links lead to stay.'
+        ),
+    ] = ()
+    scratch: Annotated[
+        bool,
+        _doc(
+            "true: each attempt has a private directory on its node, `CHAPPE_SCRATCH`, removed with "
+            "all that is in it when the attempt ends."
+        ),
+    ] = False
+    count_io: Annotated[
+        bool,
+        _doc(
+            "true: bytes and calls that the Job's processes read and wrote, and the files in its own "
+            "directory, are counted into its usage."
+        ),
+    ] = False
+
+
+Hook = str | tuple[str, ...]
+
+
+class Hooks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table `[hooks]`: the Site's own code around a Job's run, each in a process of its own."""
+
+    preprocess: Annotated[
+        Hook | None,
+        _doc(
+            "Runs before the command. A list is a command like `command`; a text is a Python file "
+            "below `apps/`. If it fails, the Job is not run and has failed."
+        ),
+    ] = None
+    postprocess: Annotated[
+        Hook | None, _doc("Runs after the command exited with 0. If it fails, the Job has failed.")
+    ] = None
+    on_error: Annotated[
+        Hook | None, _doc("Runs after the command failed, and may restart the Job.")
+    ] = None
+    on_timeout: Annotated[
+        Hook | None, _doc("Runs after the Job's time limit ended the command.")
+    ] = None
+    limit_s: Annotated[
+        float,
+        msgspec.Meta(
+            gt=0,
+            le=86_400,
+            description="Seconds that each hook may take; then it is ended, and has failed.",
+        ),
+    ] = 60.0
+
+    def given(self) -> dict[HookName, Hook]:
+        """The hooks that there are."""
+        found = {name: getattr(self, name) for name in HookName}
+        return {name: hook for name, hook in found.items() if hook is not None}
 
 
 class App(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,6 +154,7 @@ class App(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         dict[str, Parameter], _doc("Tables `[parameters.NAME]`: what a Job may choose.")
     ] = {}
     files: Annotated[Files, _doc("Table `[files]`: directories, logs, result.")] = Files()
+    hooks: Annotated[Hooks, _doc("Table `[hooks]`: the Site's own code around each run.")] = Hooks()
 
 
 def check_app(app: App) -> None:
@@ -123,6 +183,44 @@ def check_app(app: App) -> None:
             media_of(app.files.result)
         except Invalid as e:
             raise Invalid(e.message, field="files.result") from None
+    if app.files.count_io and not app.files.own_directory:
+        # The files of several Jobs cannot be told apart; half a count would pass for the whole.
+        raise Invalid("own_directory = true is needed to count", field="files.count_io")
+    if app.files.cleanup and not app.files.own_directory:
+        raise Invalid(
+            "own_directory = true is needed: else it would remove what other jobs still use",
+            field="files.cleanup",
+        )
+    _check_cleanup(app.files.cleanup)
+    for name, hook in app.hooks.given().items():
+        if not hook or not hook[0]:
+            raise Invalid("a hook needs a program", field=f"hooks.{name}")
+        if isinstance(hook, str):
+            _relative(hook, f"hooks.{name}")
+            if not hook.endswith(".py"):
+                raise Invalid(
+                    'a text names a Python file, as "fix.py"; write a command as a list',
+                    field=f"hooks.{name}",
+                )
+
+
+def _check_cleanup(patterns: tuple[str, ...]) -> None:
+    if len(patterns) > limits.CLEANUP_PATTERNS:
+        raise Invalid(f"at most {limits.CLEANUP_PATTERNS} patterns", field="files.cleanup")
+    for pattern in patterns:
+        _relative(pattern, "files.cleanup")
+        if not pattern or "**" in pattern or pattern.endswith("/"):
+            raise Invalid(
+                f"{pattern!r}: name files, as *.tmp or restart/*.nc; `**` is not possible",
+                field="files.cleanup",
+            )
+
+
+def _relative(path: str, field: str) -> None:
+    try:
+        check_relative(path, field)
+    except Invalid as e:
+        raise Invalid(e.message, field=field) from None
 
 
 def _check_env(app: App) -> None:

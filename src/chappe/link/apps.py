@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,8 +18,9 @@ import msgspec
 
 from chappe.core import limits
 from chappe.core.errors import Invalid
+from chappe.core.hooks import HookName
 from chappe.core.parameters import Parameter, Validator, compile_validator
-from chappe.link.appdef import App, Files, check_app
+from chappe.link.appdef import App, Files, Hook, Hooks, check_app
 from chappe.link.templates import Command, compile_command
 from chappe.wire.sites import AppView
 
@@ -46,13 +48,14 @@ class AppProblem(Invalid):
 @dataclass(frozen=True, slots=True)
 class LoadedApp:
     """An App ready for use: `digest` is the sha256 of its definition, `validate` completes and checks a
-    Job's parameters, `command` renders its argv."""
+    Job's parameters, `command` renders its argv, `hooks` those of its hooks."""
 
     app: App
     digest: str
     validate: Validator
     command: Command
     path: Path
+    hooks: Mapping[HookName, Command]
 
 
 def load_apps(directory: Path) -> dict[str, LoadedApp]:
@@ -87,9 +90,29 @@ def load_app(path: Path) -> LoadedApp:
     try:
         validate = compile_validator(app.parameters)
         command = compile_command(app)
+        hooks = {
+            name: _compile_hook(app, name, hook, path.parent)
+            for name, hook in app.hooks.given().items()
+        }
     except Invalid as e:
         raise _problem(str(path), text, e.field or "", e.message) from None
-    return LoadedApp(app, digest(app), validate, command, path)
+    return LoadedApp(app, digest(app), validate, command, path, hooks)
+
+
+def _compile_hook(app: App, name: HookName, hook: Hook, directory: Path) -> Command:
+    """A hook as a command: like the App's own, with its preamble. Raises Invalid naming the field."""
+    if isinstance(hook, str):
+        file = (directory / hook).absolute()
+        if not file.is_file():
+            raise Invalid(f"there is no file {file}", field=f"hooks.{name}")
+        # The pilot runs with the Python that the Site's owner chose for it.
+        argv: tuple[str, ...] = (sys.executable, "{% raw %}" + str(file) + "{% endraw %}")
+    else:
+        argv = hook
+    try:
+        return compile_command(msgspec.structs.replace(app, command=argv, shell=None))
+    except Invalid as e:
+        raise Invalid(e.message, field=f"hooks.{name}") from None
 
 
 def parse_app(text: str, where: str) -> App:
@@ -153,6 +176,7 @@ def reference() -> str:
     for title, struct in (
         ("Fields", App),
         ("`[files]`", Files),
+        ("`[hooks]`", Hooks),
         ("`[parameters.NAME]`", Parameter),
     ):
         rows = "\n".join(_rows(struct))
@@ -189,6 +213,8 @@ def _type_words(hint: Any) -> str:
         ("dict", "table"),
         ("tuple", "list of text"),
         ("Files", "table"),
+        ("Hooks", "table"),
+        ("str | tuple", "list of text, or text"),
         ("Literal", "text"),
         ("Kind", "text"),
         ("bool", "true or false"),

@@ -14,6 +14,7 @@ import msgspec
 
 from chappe.core.leases import Outcome
 from chappe.link import spool
+from chappe.link.cleanup import Cleanup
 from chappe.wire.submission import Submission
 from chappe.wire.sync import Grant
 
@@ -38,8 +39,8 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of a grant, until the Hub gives its verdict on the report. `kind` is end | refused.
 
     `result` is the path of a result file, or a function's value (see link.values), that must be uploaded
-    before the report; `orphan` marks the
-    outcome of a Job that the Hub had disowned.
+    before the report; `orphan` marks the outcome of a Job that the Hub had disowned; `cleanup` is done once
+    the Hub has its verdict.
     """
 
     job: str
@@ -52,6 +53,7 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
     result: str = ""
     orphan: bool = False
+    cleanup: Cleanup | None = None
 
 
 class Ended(msgspec.Struct, frozen=True, tag="ended"):

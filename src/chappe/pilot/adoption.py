@@ -83,7 +83,7 @@ class Adoption:
 
     async def _begun(self, grant: Grant) -> Holding:
         h = Holding(grant, -inf, 0)
-        h.result = await self._disk(self._preparer.result_of, h)
+        await self._disk(self._preparer.recall, h)
         return h
 
     async def _resume(self, grants: list[Grant], recovered: Recovered, claimed: set[str]) -> None:

@@ -16,12 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chappe.core.faults import reach
+from chappe.link.cleanup import Cleanup, clean
 from chappe.link.clock import now
 from chappe.link.journal import End, Record, Settled, ended, granted
 from chappe.link.signing import SignatureProblem, VerifiedSubmission, verify
 from chappe.link.spool import SpoolFull
+from chappe.pilot.aftermath import After, Judged
 from chappe.pilot.holding import Holding
 from chappe.pilot.journal import Journal
+from chappe.pilot.launch_wire import Ended as RunEnded
+from chappe.pilot.launch_wire import Key
 from chappe.pilot.parents import forget
 from chappe.pilot.prepare import Order, Outcome, Postponed, Preparer
 from chappe.wire.submission import Submission
@@ -53,7 +57,7 @@ class Arrival:
 
 class Work:
     """One batch. `request_no` and `report_no` are the highest numbers in use; `forget` names Jobs whose
-    parents' results are needed no more."""
+    parents' results are needed no more; `ended` are ends to judge, `cleanups` what is to be removed."""
 
     def __init__(self, request_no: int = 0, report_no: int = 0) -> None:
         self.arrivals: list[Arrival] = []
@@ -61,6 +65,8 @@ class Work:
         self.settled: list[tuple[str, int]] = []
         self.orders: list[Order] = []
         self.forget: list[str] = []
+        self.ended: list[tuple[Holding, RunEnded, After]] = []
+        self.cleanups: list[tuple[Key, Cleanup]] = []
         self.request_no = request_no
         self.report_no = report_no
 
@@ -76,6 +82,8 @@ class Done:
         self.new: list[Holding] = []
         self.unproven: list[Holding] = []
         self.outcomes: list[Outcome] = []
+        self.judged: list[Judged] = []
+        self.cleaned: list[Key] = []
 
 
 class Desk:
@@ -92,6 +100,10 @@ class Desk:
     def work(self, work: Work) -> Done:
         """Write the batch to the journal, then prepare what is to start."""
         done = Done()
+        done.judged = [self._preparer.judge(*ended) for ended in work.ended]
+        done.cleaned = [key for key, what in work.cleanups]
+        for _, what in work.cleanups:
+            clean(what)
         try:
             self._write(work)
         except (SpoolFull, OSError) as e:

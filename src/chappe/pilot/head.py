@@ -246,7 +246,7 @@ class Head:
             if verdict not in (Verdict.APPLIED, Verdict.DUPLICATE):
                 odd[verdict] = odd.get(verdict, 0) + 1
             if isinstance(draft, End):
-                self._works.settled(draft.job, draft.epoch)
+                self._works.reported(draft)
         if reply.verdicts:
             reach("pilot.after_report_ack")
         if odd:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from enum import IntEnum
 from math import inf
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,6 +19,9 @@ from chappe.link.signing import SignatureProblem, VerifiedSubmission
 from chappe.pilot.nodes import Need
 from chappe.pilot.placement import Slot
 from chappe.wire.sync import Grant, HeldJob
+
+if TYPE_CHECKING:
+    from chappe.pilot.aftermath import After
 
 
 class Phase(IntEnum):
@@ -53,9 +58,12 @@ class Holding:
     """One grant. `need` is its room; it is expected to run for `time_s` (None: unknown), ends within
     `limit_s`, and is not begun with less than `least_s` left. `ending` is why it shall not go on, "" while
     it shall; `slot` its room on its nodes; `verified` what its submission was found to be; `result` the
-    path of the file it is to leave; `request_no` the request whose answer brought it."""
+    path of the file it is to leave; `after` what its end is judged by, if it is more than an exit status;
+    `parameters` those that its preprocess hook set, once it was `preprocessed`; `request_no` the request
+    whose answer brought it."""
 
     __slots__ = (
+        "after",
         "attempt",
         "claimed",
         "ending",
@@ -69,8 +77,10 @@ class Holding:
         "needs_parents",
         "order",
         "orphan",
+        "parameters",
         "parents_file",
         "phase",
+        "preprocessed",
         "priority",
         "request_no",
         "result",
@@ -105,6 +115,9 @@ class Holding:
         self.slot: Slot | None = None
         self.parents_file = ""
         self.result = ""
+        self.after: After | None = None
+        self.preprocessed = False
+        self.parameters: Mapping[str, Any] = {}
         self.verified: VerifiedSubmission | SignatureProblem | None = None
         self.wire = HeldJob(grant.job, grant.epoch)
         try:

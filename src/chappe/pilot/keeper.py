@@ -31,6 +31,7 @@ from chappe.pilot.launch_wire import Events, Key, KillReason, Snapshot, Task
 from chappe.pilot.log import LogFile
 from chappe.pilot.prepare import environments
 from chappe.pilot.procs import children_by_parent, kill_marked, signal_marked
+from chappe.pilot.scratch import remove, scratch_of, sweep
 from chappe.pilot.session import Session
 
 FILE = "launcher.json"
@@ -92,6 +93,9 @@ class Keeper:
                     raise  # it lives, and has another head or none that it can hear
                 self._log.warning("launcher.not_found", error=e.message)
         await self._end_leftovers(0)
+        swept = await asyncio.to_thread(sweep, self._session.scratch_base, self._session.session)
+        if swept:
+            self._log.info("scratch.swept", sessions=swept)
         await self._begin()
         return None
 
@@ -214,6 +218,7 @@ class Keeper:
     async def _end_leftovers(self, launcher: int) -> None:
         """Kill a launcher that we lost, what carries the Session's mark, and what we inherited."""
         killed = await asyncio.to_thread(_end_all, self._session.session, launcher)
+        await asyncio.to_thread(remove, scratch_of(self._session))
         if killed:
             self._log.warning("leftovers.killed", processes=len(killed))
 

@@ -108,6 +108,7 @@ class Launcher:
                 kill_marked(self._session, lambda _: True)
             except Unavailable as error:
                 log("launcher.leftovers", error=error.message)
+            self._runs.clear_scratch()
             return True
         if self._stop is None or self._head is None or self._head.blocked:
             return False

@@ -16,10 +16,19 @@ from math import inf
 import msgspec
 
 from chappe.core.faults import reach
+from chappe.pilot.launch_stages import (
+    COMMAND,
+    SCRATCH,
+    CommandEnd,
+    Stage,
+    first,
+    following,
+    hook_end,
+)
 from chappe.pilot.launch_table import Run, Table
 from chappe.pilot.launch_timer import Deadlines, boot_now
 from chappe.pilot.launch_warm import Warm, Worker
-from chappe.pilot.launch_wire import BaseEnv, Done, Key, KillOrder, KillReason
+from chappe.pilot.launch_wire import BaseEnv, Done, HookEnd, Key, KillOrder, KillReason
 from chappe.pilot.procs import Marked, signal_marked
 from chappe.pilot.reap import WARM, Exit, Reaper, Usage, kill_group
 from chappe.pilot.spawn import Spawner, StartError, read_tail
@@ -39,6 +48,7 @@ class Runs:
         self._reaper = Reaper(session)
         self.warm = Warm(self.spawner, table, self._reaper, deadlines, self._done)
         self._draining: dict[Key, Run] = {}
+        self._scratch: set[str] = set()
 
     def set_base(self, base: BaseEnv) -> None:
         """Take what all tasks have in common."""
@@ -59,15 +69,17 @@ class Runs:
                 worker = self.warm.take(task) if task.call is not None else None
                 if worker is None and task.call is not None:
                     continue
-                pid = self.spawner.start(task) if worker is None else worker.pid
-            except StartError as error:
-                self._table.fail(task, error.message, time.time())
+                stage = first(task)
+                pid = self.spawner.start(stage.task) if worker is None else worker.pid
+            except (StartError, OSError) as error:
+                self._table.fail(task, str(error), time.time())
                 continue
-            run = Run(task, pid, time.time(), now)
+            if task.care is not None and task.care.scratch:
+                self._scratch.add(os.path.dirname(task.care.scratch))
+            run = Run(task, stage, pid, time.time(), now)
             reach("launcher.after_spawn")
-            self._reaper.watch(pid, task.key)
             self._table.start(run)
-            self._watch(run)
+            self._follow(run)
             if worker is not None:
                 self.warm.begin(worker, run)
         self.spawner.settle()
@@ -89,7 +101,7 @@ class Runs:
         held = self._reaper.settle(self._table.runs.keys(), self._alive)
         for key, run in list(self._draining.items()):
             if key not in held:
-                self._finish(run)
+                self._stage_over(run)
             elif run.give_up_at == inf:
                 run.give_up_at = boot_now() + _GIVE_UP_S
                 self._watch(run)
@@ -111,7 +123,8 @@ class Runs:
         run.exit = _exit_of(done)
         self._reaper.forget(run.pid, run.task.key)
         self.warm.free(worker, keep=not done.last)
-        self._table.finish(run, done.tail or self._tail(run), time.time(), boot_now())
+        self._note(run, done.tail)
+        self._table.finish(run, time.time(), boot_now())
 
     def kill(self, orders: list[KillOrder]) -> None:
         """End these runs, and refuse those that still wait to be started."""
@@ -153,11 +166,11 @@ class Runs:
                 self._watch(run)
             elif run.exit is not None:
                 log("launcher.escapees", job=run.task.job, epoch=run.task.epoch)
-                self._finish(run)
+                self._stage_over(run)
             elif run.takeover_at <= now:
                 late.append((run, "takeover", 0.0))
             elif run.kill_at <= now:
-                late.append((run, run.reason or "timeout", 0.0))
+                late.append((run, run.stage_reason or "timeout", 0.0))
             elif run.wall_at <= now:
                 late.append((run, "timeout", run.task.grace_s))
             else:
@@ -170,6 +183,14 @@ class Runs:
         run.warned = True
         kill_group(run.pid, run.task.warn_signal)
         self._watch(run)
+
+    def clear_scratch(self) -> None:
+        """Nothing runs any more and no head will come: remove what is left on the node."""
+        if self._scratch:
+            from chappe.pilot.scratch import remove  # 1 MB that a launcher hardly ever needs
+
+            for directory in self._scratch:
+                remove(directory)
 
     def watch_all(self) -> None:
         """Enter every run's deadline into `deadlines`, which was cleared."""
@@ -188,15 +209,46 @@ class Runs:
         run = self._table.runs.get(key)
         return run is not None and run.exit is None
 
-    def _finish(self, run: Run) -> None:
-        task = run.task
-        del self._draining[task.key]
-        self._reaper.forget(run.pid, task.key)
-        self._table.finish(run, self._tail(run), time.time(), boot_now())
+    def _follow(self, run: Run) -> None:
+        """A process of `run` was started: wait for its end, and watch its time."""
+        count_io = run.stage == COMMAND and run.task.care is not None and run.task.care.count_io
+        self._reaper.watch(run.pid, run.task.key, count_io=count_io)
+        self._watch(run)
 
-    def _tail(self, run: Run) -> str:
-        failed = run.reason is not None or (run.exit is not None and run.exit.status != 0)
-        return read_tail(run.task) if failed else ""
+    def _stage_over(self, run: Run) -> None:
+        """Nothing is left of a stage: begin the next, or tell that the run is over."""
+        key = run.task.key
+        del self._draining[key]
+        self._reaper.forget(run.pid, key)
+        self._note(run)
+        while (stage := following(run)) is not None:
+            try:
+                pid = self.spawner.start(stage.task)
+            except StartError as error:
+                _not_begun(run, stage, error.message)
+            else:
+                run.begin(stage, pid, boot_now())
+                self._follow(run)
+                self.spawner.settle()
+                return
+        self._table.finish(run, time.time(), boot_now())
+
+    def _note(self, run: Run, tail: str = "") -> None:
+        """Keep what the end of a stage says; `tail` are its last words, if they are known."""
+        if run.exit is None or run.stage == SCRATCH:
+            return
+        status, usage = run.exit
+        if run.stage != COMMAND:
+            run.hook = hook_end(run, status)
+            return
+        failed = run.reason is not None or status != 0
+        run.command = CommandEnd(
+            os.waitstatus_to_exitcode(status),
+            usage,
+            boot_now() - run.stage_at,
+            self._reaper.counted(run.task.key, usage),
+            tail or (read_tail(run.task) if failed else ""),
+        )
 
     def _end(self, orders: Iterable[tuple[Run, KillReason, float]]) -> None:
         """Signal each run's group; with a grace also what left it, then watch for its end."""
@@ -205,7 +257,7 @@ class Runs:
         for run, reason, grace_s in orders:
             if run.exit is not None:
                 continue
-            run.reason = run.reason or reason
+            run.end(reason)
             if grace_s <= 0:
                 run.takeover_at = run.wall_at = run.kill_at = run.warn_at = inf
                 kill_group(run.pid, signal.SIGKILL)
@@ -235,6 +287,15 @@ def _less(exit_: Exit, used: tuple[float, float]) -> Exit:
         max(0.0, u.ru_utime - used[0]), max(0.0, u.ru_stime - used[1]), u.ru_maxrss, u.ru_oublock
     )
     return Exit(exit_.status, usage)
+
+
+def _not_begun(run: Run, stage: Stage, message: str) -> None:
+    """A stage after the first could not be started."""
+    run.stage = stage.name
+    if stage.name == COMMAND:
+        run.failure = message
+    elif stage.name != SCRATCH:
+        run.hook = HookEnd(stage.name, f"could not be started: {message}")
 
 
 def _left(process: Marked, runs: dict[Key, Run]) -> bool:

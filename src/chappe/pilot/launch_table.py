@@ -7,17 +7,20 @@ gets a snapshot instead, so nothing is kept for a head that is away.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from math import inf
 
+import msgspec
+
 from chappe.core.limits import HELD_PER_SESSION
+from chappe.pilot.launch_stages import COMMAND, SCRATCH, CommandEnd, Stage
 from chappe.pilot.launch_wire import (
     Done,
     Ended,
     EndReason,
     Events,
+    HookEnd,
     Key,
     KillReason,
     RefusalReason,
@@ -44,11 +47,18 @@ class Run:
 
     __slots__ = (
         "began_at",
+        "command",
         "done",
         "exit",
+        "failure",
         "give_up_at",
+        "hook",
         "kill_at",
+        "limit_s",
         "reason",
+        "stage",
+        "stage_at",
+        "stage_reason",
         "started",
         "takeover_at",
         "task",
@@ -58,23 +68,47 @@ class Run:
         "watched_at",
     )
 
-    def __init__(self, task: Task, pid: int, at: float, now: float) -> None:
+    def __init__(self, task: Task, stage: Stage, pid: int, at: float, now: float) -> None:
         self.task = task
         self.started = Started(task.job, task.epoch, task.attempt, pid, at, task.place)
         self.began_at = now
-        self.wall_at = inf if task.wall_limit_s is None else now + task.wall_limit_s
         self.takeover_at = inf if task.takeover_deadline is None else task.takeover_deadline
-        self.warn_at = inf
-        if task.warn_s is not None:
-            ends_at = inf if task.ends_at is None else task.ends_at
-            self.warn_at = min(self.wall_at, ends_at) - task.warn_s
-        self.warned = False
-        self.kill_at = inf  # when SIGTERM becomes SIGKILL
         self.reason: KillReason | None = None  # why it is being ended; the first reason stays
+        self.command: CommandEnd | None = None  # once its command is over
         self.done: Done | None = None  # what a worker said, while it is still to go
-        self.exit: Exit | None = None  # set once the main process ended; others are being killed
+        self.hook: HookEnd | None = None  # the last of its hooks that is over
+        self.warned = False
+        self.failure = ""  # why its command could not be started after its hook
+        self.begin(stage, pid, now)
+
+    def begin(self, stage: Stage, pid: int, now: float) -> None:
+        """The process of a stage exists."""
+        if pid != self.started.pid:
+            self.started = msgspec.structs.replace(self.started, pid=pid)
+        self.stage = stage.name
+        self.limit_s = stage.limit_s
+        self.stage_at = now
+        self.stage_reason: KillReason | None = None  # why this stage is being ended
+        self.wall_at = now + stage.limit_s
+        self.warn_at = inf
+        if stage.name == COMMAND and self.task.warn_s is not None:
+            ends_at = inf if self.task.ends_at is None else self.task.ends_at
+            self.warn_at = min(self.wall_at, ends_at) - self.task.warn_s
+        self.kill_at = inf  # when SIGTERM becomes SIGKILL
+        self.exit: Exit | None = None  # set once its process ended; others are being killed
         self.give_up_at = inf  # when its end is told though something outlives SIGKILL
         self.watched_at = inf  # the earliest time at which the deadlines have it
+
+    def end(self, reason: KillReason) -> None:
+        """The present stage is to end. A hook that takes too long is the hook's matter, not the run's."""
+        self.stage_reason = self.stage_reason or reason
+        if self.stage == COMMAND or (reason != "timeout" and self.stage != SCRATCH):
+            self.reason = self.reason or reason
+
+    def end_reason(self, code: int) -> EndReason:
+        """Why it ended, when its command did with `code` (negative for a signal)."""
+        reason: EndReason = self.reason or ("exit" if code >= 0 else "signal")
+        return "timeout" if self.warned and code != 0 and reason in _OUT_OF_TIME else reason
 
     @property
     def pid(self) -> int:
@@ -224,19 +258,24 @@ class Table:
         running = {run.task.lane for run in self.runs.values()}
         self._lanes = {lane: deque() for lane in self._lanes if lane in running}
 
-    def finish(self, run: Run, tail: str, at: float, now: float) -> None:
-        """A run is over and nothing of it is left; `run.exit` says how its main process ended, `run.done`
-        what the worker that called a function said of it."""
+    def finish(self, run: Run, at: float, now: float) -> None:
+        """A run is over and nothing of it is left; `run.command` says how its command ended, `run.done` what
+        the worker that called a function said of it."""
         if run.exit is None:
             raise ValueError(f"{run.task.key} still runs")
-        code = os.waitstatus_to_exitcode(run.exit.status)
-        reason: EndReason = run.reason or ("exit" if code >= 0 else "signal")
-        if run.warned and code != 0 and reason in _OUT_OF_TIME:
-            reason = "timeout"
-        usage = run.exit.usage
-        task = run.task
+        task, command = run.task, run.command
         del self.runs[task.key]
         self._new_started.pop(task.key, None)
+        started_at: float | None = run.started.at
+        if command is None:
+            # It ended in the hook before its command, or between the two.
+            code, usage, wall_s, io, tail = None, run.exit.usage, now - run.began_at, None, ""
+            reason: EndReason = run.reason or "hook"
+            if run.failure:
+                reason, started_at, tail = "start_failed", None, run.failure
+        else:
+            code, usage, wall_s, io, tail = command
+            reason = run.end_reason(code)
         self._end(
             task,
             Ended(
@@ -244,17 +283,19 @@ class Table:
                 epoch=task.epoch,
                 attempt=task.attempt,
                 reason=reason,
-                exit=code if code >= 0 else None,
-                signal=-code if code < 0 else None,
-                started_at=run.started.at,
+                exit=code if code is not None and code >= 0 else None,
+                signal=-code if code is not None and code < 0 else None,
+                started_at=started_at,
                 ended_at=at,
-                wall_s=now - run.began_at,
+                wall_s=wall_s,
                 user_s=usage.ru_utime,
                 system_s=usage.ru_stime,
                 max_rss_bytes=usage.ru_maxrss * 1024,
                 written_bytes=usage.ru_oublock * 512,
                 tail=tail,
                 result="" if run.done is None or run.reason is not None else run.done.result,
+                hook=run.hook,
+                io=io,
             ),
         )
 

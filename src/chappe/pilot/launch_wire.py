@@ -22,7 +22,7 @@ FRAME_BYTES = 8 * MIB
 
 KillReason = Literal["timeout", "cancelled", "takeover", "allocation_end"]
 EndReason = Literal[
-    "exit", "signal", "timeout", "cancelled", "takeover", "allocation_end", "start_failed"
+    "exit", "signal", "timeout", "cancelled", "takeover", "allocation_end", "start_failed", "hook"
 ]
 """The values of `core.leases.Reason` that a launcher can know (not imported: it would cost memory)."""
 
@@ -75,6 +75,49 @@ class Call(msgspec.Struct, array_like=True, gc=False):
     own_process: bool = False
 
 
+class Hook(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A command to run before or after a task's own: preprocess | postprocess | on_error | on_timeout."""
+
+    name: str
+    argv: list[str]
+    limit_s: float
+
+
+class Care(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What few tasks need around their run. `verdict` is the file in which a hook says what it wants.
+    `scratch` is a directory on this node, made before and removed after everything. With `count_io` the end
+    says what the command and its descendants read and wrote."""
+
+    hooks: list[Hook] = []
+    verdict: str = ""
+    scratch: str = ""
+    count_io: bool = False
+
+    def hook(self, name: str) -> Hook | None:
+        """The hook of this name."""
+        return next((hook for hook in self.hooks if hook.name == name), None)
+
+
+class HookEnd(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How a hook ended. `problem` is "" when it exited with 0 within its time; else words for people."""
+
+    name: str
+    problem: str = ""
+
+
+class IoCount(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Bytes and calls of read(2) and write(2) and their like; `storage_*`: what of it reached a disk. Of
+    `source` "rusage" only the latter are known."""
+
+    read_bytes: int = 0
+    written_bytes: int = 0
+    read_calls: int = 0
+    write_calls: int = 0
+    storage_read_bytes: int = 0
+    storage_written_bytes: int = 0
+    source: str = "proc"
+
+
 class Task(msgspec.Struct, array_like=True, gc=False):
     """One process to start, or with `call` one function to call in a warm worker.
 
@@ -117,6 +160,7 @@ class Task(msgspec.Struct, array_like=True, gc=False):
     ends_at: float | None = None
     place: str = ""
     call: Call | None = None
+    care: Care | None = None
 
     @property
     def key(self) -> Key:
@@ -202,8 +246,10 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The run and every process it left behind are gone. Repeated to each new head until acked.
 
     One of `exit` and `signal` is set unless it never started (`started_at` is None then, and `tail` says
-    why). Usage is of the main process and what it waited for; `max_rss_bytes` is never below the launcher's
-    own peak, which vfork lends to the child until it calls exec. `result` is what a call returned or raised.
+    why). `hook` is the last hook that ran; with the reason "hook" it was `preprocess`, and the command did
+    not run. Usage is of the main process and what it waited for; `max_rss_bytes` is never below the
+    launcher's own peak, which vfork lends to the child until it calls exec. `result` is what a
+    call returned or raised.
     """
 
     job: str
@@ -221,6 +267,8 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
     written_bytes: int = 0
     tail: str = ""
     result: str = ""
+    hook: HookEnd | None = None
+    io: IoCount | None = None
 
     @property
     def key(self) -> Key:

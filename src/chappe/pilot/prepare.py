@@ -13,18 +13,20 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from chappe.core import limits
 from chappe.core.errors import ChappeError, Invalid
 from chappe.core.faults import reach
+from chappe.core.hooks import HookName
 from chappe.core.jobs import FunctionRef, JobSpec, Resources
 from chappe.core.leases import STARTED_BEFORE, Reason
 from chappe.link import admission
 from chappe.link.appdef import Files
 from chappe.link.apps import LoadedApp, load_apps
+from chappe.link.changed import ChangedParameters
 from chappe.link.files import NO_SPACE, PathEscape, make_below, write_atomic
 from chappe.link.functions import DEFAULT, FunctionEnvironment
 from chappe.link.joblogs import directory, names
@@ -33,9 +35,11 @@ from chappe.link.templates import Context
 from chappe.link.trust import TrustedKeys
 from chappe.link.values import MISSING
 from chappe.pilot import places
+from chappe.pilot.aftermath import After, Judged, judge
 from chappe.pilot.holding import Holding
-from chappe.pilot.launch_wire import Call, Environment, Task
+from chappe.pilot.launch_wire import Call, Care, Ended, Environment, Hook, Task
 from chappe.pilot.placement import Slot
+from chappe.pilot.scratch import scratch_of
 from chappe.pilot.session import Session
 from chappe.pilot.topology import VARIABLES
 from chappe.wire.sync import Grant
@@ -176,6 +180,7 @@ class Preparer:
         self._trusted = TrustedKeys(site / "trusted_keys")
         self._ledger = Ledger(site / "ledger")
         self._shelf = Shelf(site / "apps")
+        self._changed = ChangedParameters(site / "changed")
 
     def prepare(self, orders: Sequence[Order], now: float) -> list[Outcome]:
         """What becomes of each order. `now` is in seconds since 1970."""
@@ -203,23 +208,41 @@ class Preparer:
             and owner.request == request_no
         )
 
-    def result_of(self, holding: Holding) -> str:
-        """The path of the result file that a Job found running is to leave, "" for none or unknown."""
+    def recall(self, holding: Holding) -> None:
+        """What the end of a Job found running is judged by: its result file, its hooks and the like."""
         try:
             spec = msgspec.json.decode(holding.spec, type=JobSpec)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return ""
+            return
         if spec.function is not None:
-            return MISSING
-        app = self._shelf.current().get(spec.app.name) if spec.app is not None else None
-        if app is None or app.app.files.result is None:
-            return ""
-        return f"{self._data / _where(spec, app.app.files, holding.attempt)}/{app.app.files.result}"
+            holding.result = MISSING
+            return
+        loaded = self._shelf.current().get(spec.app.name) if spec.app is not None else None
+        if loaded is None:
+            return
+        files = loaded.app.files
+        cwd = f"{os.path.realpath(self._data)}/{_where(spec, files, holding.attempt)}"
+        if files.result is not None:
+            holding.result = f"{cwd}/{files.result}"
+        holding.after = _after(self._session, holding, spec, loaded, cwd, spec.max_attempts)
+
+    def judge(self, holding: Holding, ended: Ended, after: After) -> Judged:
+        """What the end of a run means (see pilot.aftermath)."""
+        return judge(holding, ended, after, self._changed)
 
     def _batch(self, now: float) -> _Batch:
         trusted = self._trusted.current()
         apps = self._shelf.current()
-        return _Batch(self._session, self._data, self._ledger, apps, trusted, now, self._codes)
+        return _Batch(
+            self._session,
+            self._data,
+            self._ledger,
+            apps,
+            trusted,
+            now,
+            self._codes,
+            self._changed,
+        )
 
 
 class _Batch:
@@ -234,9 +257,11 @@ class _Batch:
         trusted: frozenset[str],
         now: float,
         codes: Codes,
+        changed: ChangedParameters,
     ) -> None:
         self._codes = codes
         self._session = session
+        self._changed = changed
         self._data = data
         self._ledger = ledger
         self._apps = apps
@@ -306,10 +331,14 @@ class _Batch:
         if admitted.app is None:
             argv = list(spec.command or ())
             env: dict[str, str] = {}
+            care = None
         else:
             context = Context(h.job, h.attempt, where, h.need.cores, self._session.site_name)
-            argv = admitted.app.command.render(admitted.parameters, context)
+            parameters = self._parameters(h, admitted.app, admitted)
+            argv = admitted.app.command.render(parameters, context)
             env = dict(admitted.app.app.env)
+            h.after = _after(self._session, h, spec, admitted.app, cwd, admitted.max_attempts)
+            care = _care(h, admitted.app, parameters, context)
         if spec.env:
             env.update(spec.env)
         env["CHAPPE_WORKDIR"] = cwd
@@ -320,6 +349,8 @@ class _Batch:
             env["CHAPPE_PARENTS"] = h.parents_file
         if files.result is not None:
             env["CHAPPE_RESULT"] = h.result = f"{cwd}/{files.result}"
+        if h.after is not None and h.after.scratch:
+            env["CHAPPE_SCRATCH"] = h.after.scratch
         logs = names(h.job, h.attempt, workdir, files)
         call = None
         if spec.function is not None and admitted.environment is not None:
@@ -349,6 +380,7 @@ class _Batch:
             ends_at=None if resources.warn_s is None else order.ends_at,
             place="" if slot is None else places.note(slot),
             call=call,
+            care=care,
         )
 
     def _call(
@@ -374,6 +406,20 @@ class _Batch:
             result_bytes=environment.result_bytes,
             own_process=function.own_process,
         )
+
+    def _parameters(
+        self, h: Holding, app: LoadedApp, admitted: admission.Admitted
+    ) -> Mapping[str, Any]:
+        """The Job's parameters, with what hooks changed. Raises Invalid, OSError."""
+        if not app.hooks:
+            return admitted.parameters
+        try:
+            changed = {**self._changed.get(h.job, h.attempt), **h.parameters}
+        except msgspec.MsgspecError as e:
+            raise Invalid(f"what a hook changed cannot be read: {e}", field="parameters") from e
+        if not changed:
+            return admitted.parameters
+        return app.validate({**admitted.spec.parameters, **changed})
 
     def _directory(self, relative: str, own: bool) -> str:
         """The absolute path of a directory below data/, made if need be."""
@@ -444,3 +490,34 @@ def _files(admitted: admission.Admitted) -> Files:
 def _where(spec: JobSpec, files: Files, attempt: int) -> str:
     """The directory of one attempt, relative to data/."""
     return directory(_workdir(spec, files), attempt, files)
+
+
+def _after(
+    session: Session,
+    h: Holding,
+    spec: JobSpec,
+    loaded: LoadedApp,
+    cwd: str,
+    max_attempts: int,
+) -> After | None:
+    """What the end of such a Job is judged by, None when its exit status says it all."""
+    files = loaded.app.files
+    if not (loaded.hooks or files.cleanup or files.scratch or files.count_io):
+        return None
+    scratch = f"{scratch_of(session)}/{h.job}.{h.epoch}" if files.scratch else ""
+    verdict = f"{cwd}/{'' if files.own_directory else f'{h.job}.{h.attempt}.'}verdict.json"
+    return After(spec, max_attempts, files, cwd, verdict, scratch, loaded.validate)
+
+
+def _care(
+    h: Holding, loaded: LoadedApp, parameters: Mapping[str, Any], context: Context
+) -> Care | None:
+    """What the launcher does around the command."""
+    if h.after is None:
+        return None
+    hooks = [
+        Hook(name.value, command.render(parameters, context), loaded.app.hooks.limit_s)
+        for name, command in loaded.hooks.items()
+        if name is not HookName.PREPROCESS or not h.preprocessed
+    ]
+    return Care(hooks, h.after.verdict, h.after.scratch, loaded.app.files.count_io)

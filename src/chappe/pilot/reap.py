@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from chappe.pilot.launch_wire import Key
+from chappe.pilot.launch_wire import IoCount, Key
 from chappe.pilot.procs import ChildList, mark_of
 
 if TYPE_CHECKING:
@@ -58,11 +58,14 @@ class Reaper:
         # Kept until the run is settled: its strangers may be in its session.
         self._sessions: dict[int, Key] = {}
         self._owners: dict[int, frozenset[Key]] = {}
+        self._counted: dict[Key, IoCount] = {}
 
-    def watch(self, pid: int, key: Key) -> None:
+    def watch(self, pid: int, key: Key, *, count_io: bool = False) -> None:
         """`pid`, leader of a session of its own, is the main process of `key` from now on."""
         self._mains[pid] = key
         self._sessions[pid] = key
+        if count_io:
+            self._counted[key] = IoCount()
 
     def keep(self, pid: int) -> None:
         """`pid` is a zygote, or a worker without a call; its end is told under (WARM, pid)."""
@@ -73,12 +76,29 @@ class Reaper:
         if self._sessions.get(pid) == key:
             del self._sessions[pid]
 
+    def counted(self, key: Key, usage: struct_rusage | Usage) -> IoCount | None:
+        """What was read and written since `watch`, if that was to be counted; given once.
+
+        The kernel adds what a process did to its parent's account when the parent waits for it: so the
+        account of the main process, read before we reap it, holds all descendants that were waited for;
+        and those that became ours are added when we reap them. Without /proc (another user's process,
+        hidepid) what `usage` knows must do: blocks of the main process and of whom it waited for.
+        """
+        found = self._counted.pop(key, None)
+        if found is None or found.source == "proc" or isinstance(usage, Usage):
+            return found
+        return IoCount(
+            storage_read_bytes=usage.ru_inblock * 512,
+            storage_written_bytes=usage.ru_oublock * 512,
+            source="rusage",
+        )
+
     def collect(self) -> list[tuple[Key, Exit]]:
         """Reap all that ended; the main processes among them."""
         exits: list[tuple[Key, Exit]] = []
         while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(self._next_to_reap(), os.WNOHANG)
             except ChildProcessError:
                 return exits
             if pid == 0:
@@ -87,6 +107,24 @@ class Reaper:
                 exits.append((key, Exit(status, usage)))
             else:
                 self._owners.pop(pid, None)
+
+    def _next_to_reap(self) -> int:
+        """Which child to wait for: any, unless somebody's account is to be read before it is closed."""
+        if not self._counted:
+            return -1
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return -1
+        pid = ended.si_pid
+        key = self._mains.get(pid)
+        if key is None:
+            with suppress(ProcessLookupError):
+                key = self._sessions.get(os.getsid(pid))
+        if key is None and len(owners := self._owners.get(pid, frozenset())) == 1:
+            (key,) = owners
+        if key is not None and key in self._counted:
+            self._counted[key] = _add(self._counted[key], _account(pid))
+        return pid
 
     def settle(self, known: Collection[Key], alive: Callable[[Key], bool]) -> set[Key]:
         """Kill the strangers of runs that are not `alive`; the runs that still have some.
@@ -122,3 +160,30 @@ def kill_group(pgid: int, signum: int) -> bool:
     except (ProcessLookupError, PermissionError):  # nobody, or only some who changed their user
         return False
     return True
+
+
+_ACCOUNT = (b"rchar", b"wchar", b"syscr", b"syscw", b"read_bytes", b"write_bytes")
+
+
+def _account(pid: int) -> IoCount:
+    """What the kernel says that a process read and wrote, with those that it waited for."""
+    try:
+        with open(f"/proc/{pid}/io", "rb") as file:
+            lines = dict(line.split(b": ") for line in file.read().splitlines())
+        read, written, reads, writes, from_storage, to_storage = (int(lines[n]) for n in _ACCOUNT)
+        return IoCount(read, written, reads, writes, from_storage, to_storage)
+    except (OSError, KeyError, ValueError):
+        return IoCount(source="rusage")
+
+
+def _add(a: IoCount, b: IoCount) -> IoCount:
+    if "rusage" in (a.source, b.source):
+        return IoCount(source="rusage")
+    return IoCount(
+        a.read_bytes + b.read_bytes,
+        a.written_bytes + b.written_bytes,
+        a.read_calls + b.read_calls,
+        a.write_calls + b.write_calls,
+        a.storage_read_bytes + b.storage_read_bytes,
+        a.storage_written_bytes + b.storage_written_bytes,
+    )

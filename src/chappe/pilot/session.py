@@ -57,7 +57,8 @@ class Session(HidesToken, msgspec.Struct, frozen=True):
     """One allocation. Directories are absolute; `site_dir` holds apps/, trusted_keys and ledger/.
 
     The token stands here, or in `token_file`. `data_dir` is `site_dir`/data unless given; `node_local` is a
-    directory on the node itself, for sockets ($TMPDIR or /tmp unless given). The allocation ends at `ends_at`
+    directory on the node itself, for sockets ($TMPDIR or /tmp unless given), `scratch` one for Jobs' scratch
+    (`node_local` unless given). The allocation ends at `ends_at`
     (seconds since 1970), or `wall_s` after its pilot first began; without both it has no known end.
     `functions` says whether signed Python functions may run, and in which environments.
     """
@@ -73,6 +74,7 @@ class Session(HidesToken, msgspec.Struct, frozen=True):
     ca_file: str | None = None
     data_dir: str = ""
     node_local: str = ""
+    scratch: str = ""
     ends_at: float | None = None
     wall_s: float | None = None
     options: Options = Options()
@@ -87,6 +89,11 @@ class Session(HidesToken, msgspec.Struct, frozen=True):
     def local(self) -> Path:
         """The directory on the node itself."""
         return Path(self.node_local or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - a private one is made in it
+
+    @property
+    def scratch_base(self) -> Path:
+        """The directory on the node in which Jobs' scratch directories are made."""
+        return Path(self.scratch) if self.scratch else self.local
 
 
 def load(directory: Path) -> Session:
@@ -103,7 +110,7 @@ def load(directory: Path) -> Session:
         raise SessionProblem(f"{path}: {e}") from e
     if path.stat().st_mode & 0o077:
         raise SessionProblem(f"{path} holds a token and others may read it: chmod 600 it")
-    for field in ("site_dir", "data_dir", "node_local", "token_file"):
+    for field in ("site_dir", "data_dir", "node_local", "scratch", "token_file"):
         value: str = getattr(session, field)
         if value and not os.path.isabs(value):
             raise SessionProblem(f"{path}: {field} must be an absolute path", field=field)

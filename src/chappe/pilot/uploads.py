@@ -176,5 +176,9 @@ def _spoilt(end: End, why: str) -> End:
     if not end.outcome.ok:
         return msgspec.structs.replace(end, result="")  # it failed anyhow, and says how
     message = f"the program exited with status 0, but {why}"
-    outcome = msgspec.structs.replace(end.outcome, exit=None, message=message)
+    hook = end.outcome.hook
+    if hook is not None:
+        # Nor can its hook have it finished without the result.
+        hook = msgspec.structs.replace(hook, state=None)
+    outcome = msgspec.structs.replace(end.outcome, exit=None, message=message, hook=hook)
     return msgspec.structs.replace(end, outcome=outcome, result="")

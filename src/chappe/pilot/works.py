@@ -13,8 +13,10 @@ from structlog.types import FilteringBoundLogger
 
 from chappe.core.errors import ChappeError
 from chappe.core.leases import Reason
+from chappe.link.cleanup import Cleanup
 from chappe.link.clock import boottime, now
 from chappe.link.journal import End
+from chappe.pilot.aftermath import After, Judged
 from chappe.pilot.desk import Arrival, Desk, Done, Work
 from chappe.pilot.ends import end_of
 from chappe.pilot.holding import Holding, Phase
@@ -71,6 +73,11 @@ class Works:
         self._todo = asyncio.Event()
         self._arrivals: list[Arrival] = []
         self._unwritten: dict[str, End] = {}
+        self._judging: dict[Key, Ended] = {}
+        self._unjudged: list[tuple[Holding, Ended, After]] = []
+        self._going_on: list[Holding] = []
+        self._cleanups: list[tuple[Key, Cleanup]] = []
+        self._cleaning = 0
         self._unacked: set[Key] = set()
         self._settled: list[tuple[str, int]] = []
         self._forget: list[str] = []
@@ -95,7 +102,7 @@ class Works:
     @property
     def idle(self) -> bool:
         """Whether everything that ended is written and on its way."""
-        return not self._unwritten and not len(self._uploads)
+        return not (self._unwritten or len(self._uploads) or self._judging or self._cleaning)
 
     def todo(self) -> None:
         """Something may have become possible."""
@@ -129,6 +136,16 @@ class Works:
     def arrive(self, arrival: Arrival) -> None:
         """Grants came."""
         self._arrivals.append(arrival)
+        self._todo.set()
+
+    def reported(self, end: End) -> None:
+        """The Hub has its verdict on an end. What its Job is not to leave is removed before it is forgotten,
+        so that a head after us does it if we cannot."""
+        if end.cleanup is None:
+            self.settled(end.job, end.epoch)
+            return
+        self._cleaning += 1
+        self._cleanups.append(((end.job, end.epoch), end.cleanup))
         self._todo.set()
 
     def settled(self, job: str, epoch: int) -> None:
@@ -174,13 +191,22 @@ class Works:
             return
         if h.slot is not None:
             h.slot.turned_at = at
-        self._unacked.add(ended.key)
-        self.over(h, end_of(h, ended))
+        if h.after is None:
+            self._unacked.add(ended.key)
+            self.over(h, end_of(h, ended))
+        elif ended.key not in self._judging:
+            self._judging[ended.key] = ended
+            self._unjudged.append((h, ended, h.after))
+            self._todo.set()
 
     def lost(self, cause: str) -> None:
         """The launcher died, and nothing of what it had started is left."""
         at = now()
-        lost = [h for h in self._holdings.all() if Phase.HANDED <= h.phase <= Phase.RUNNING]
+        lost = [
+            h
+            for h in self._holdings.all()
+            if Phase.HANDED <= h.phase <= Phase.RUNNING and h.key not in self._judging
+        ]
         self._unacked.clear()
         for h in lost:
             self.over(h, h.end(Reason.LAUNCHER_LOST, at, f"the launcher was lost: {cause}"))
@@ -219,7 +245,8 @@ class Works:
 
     def drain(self) -> None:
         """Hand back what has not begun."""
-        for h in self._holdings.give_back_unstarted():
+        going_on, self._going_on = self._going_on, []
+        for h in [*self._holdings.give_back_unstarted(), *going_on]:
             self.over(h, h.end(Reason.ALLOCATION_END, now(), _NOT_BEGUN))
         self._log.info("drain", held=len(self._holdings))
         self._due()
@@ -249,7 +276,14 @@ class Works:
         if stale_at != self._stale_at:
             self._stale_at = stale_at
             self._alarm()
-        urgent = picked or self._arrivals or len(self._settled) >= _SETTLED_MOST
+        urgent = bool(
+            picked
+            or self._arrivals
+            or self._unjudged
+            or self._cleanups
+            or (self._going_on and starting)
+            or len(self._settled) >= _SETTLED_MOST
+        )
         if not urgent and not (self._unwritten or self._forget):
             return None
         if not urgent and at < self._worked_at + _GATHER_S:
@@ -262,6 +296,11 @@ class Works:
         work.settled, self._settled = self._settled, []
         work.forget, self._forget = self._forget, []
         work.ends = list(self._unwritten.values())
+        work.ended, self._unjudged = self._unjudged, []
+        work.cleanups, self._cleanups = self._cleanups, []
+        if starting and self._going_on:
+            picked = [*(h for h in self._going_on if h.phase is Phase.PREPARING), *picked]
+            self._going_on = []
         work.orders = [self._order(h) for h in picked]
         return work
 
@@ -278,6 +317,11 @@ class Works:
         return Order(h, self._holdings.start_by(h), deadline, self._lifetime.jobs_end_at)
 
     def _finish(self, work: Work, done: Done) -> None:
+        for judged in done.judged:
+            self._judged(judged)
+        for key in done.cleaned:
+            self._cleaning -= 1
+            self.settled(*key)
         if done.failure:
             self._pause(f"the journal cannot be written: {done.failure}")
             self._settled = work.settled + self._settled
@@ -378,6 +422,26 @@ class Works:
             if h.slot is not None:
                 h.slot.turned_at = at
             self._outbox.add_start(Start(h.job, h.epoch, h.attempt, started.at))
+
+    def _judged(self, judged: Judged) -> None:
+        """A run with hooks or the like is over, or its preprocess hook is and its command may begin."""
+        h = judged.holding
+        ended = self._judging.pop(h.key)
+        if h.phase is Phase.ENDED:
+            self._keeper.ack([ended.key])
+        elif judged.end is not None:
+            self._unacked.add(ended.key)
+            self.over(h, judged.end)
+        elif h.ending or self._lifetime.draining:
+            self._unacked.add(ended.key)
+            reason = _reason(h.ending or "allocation_end")
+            self.over(h, h.end(reason, now(), "its command had not begun"))
+        else:
+            # The launcher starts nothing under a key that it remembers.
+            self._keeper.ack([ended.key])
+            h.preprocessed, h.parameters, h.phase = True, judged.parameters, Phase.PREPARING
+            self._going_on.append(h)
+            self._todo.set()
 
     def _not_started(self, several: Sequence[NotStarted]) -> None:
         again = []

@@ -18,11 +18,13 @@ from chappe.core.states import RUNNABLE, State
 from chappe.store.acquire import acquire_grants, fill_grants
 from chappe.store.changes import Change, apply, release
 from chappe.store.dialect import sql
+from chappe.store.edits import update_rows
 from chappe.store.jobrow import JobRow
 from chappe.store.principal import Principal
 from chappe.store.reconcile import reconcile
 from chappe.store.rows import SESSION, rows_by_id
 from chappe.store.tx import Insert, Tx, to_json
+from chappe.wire.jobs import EnvelopeChange
 from chappe.wire.results import ResultUpload
 from chappe.wire.sync import (
     JobEpoch,
@@ -178,6 +180,11 @@ def _apply_reports(
                     changes[report.job] = _merge(before, row, decided)
         verdicts.append(ReportVerdict(report.no, verdict))
     apply(tx, list(changes.values()))
+    for change in changes.values():
+        hook = None if change.decision.outcome is None else change.decision.outcome.hook
+        if hook is not None and hook.data and not hook.problem:
+            # Data that would grow too large are left alone; the outcome tells them all the same.
+            update_rows(tx, [change.row], EnvelopeChange(data=hook.data))
     return verdicts, last_report
 
 
