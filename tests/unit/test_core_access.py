@@ -25,6 +25,44 @@ def test_a_wider_role_reaches_as_far_as_a_narrower_one(action: str) -> None:
     assert found == sorted(found)
 
 
+# A second opinion on whom the dangerous actions are for, so that a slip in the table is seen.
+OWNERS = {
+    "POST /v1/sites",
+    "DELETE /v1/sites/{id}",
+    "POST /v1/sites/{id}/token",
+    "POST /v1/tokens/service",
+}
+ADMINISTRATORS = {
+    "GET /v1/users",
+    "POST /v1/users",
+    "POST /v1/users/{name}/invite",
+    "POST /v1/users/{name}/disable",
+    "POST /v1/users/{name}/enable",
+    "POST /v1/projects",
+}
+BOTH = {"PUT /v1/members/{name}", "DELETE /v1/members/{name}", "GET /v1/audit"}
+SITES = {
+    "PUT /v1/sites/{id}/apps",
+    "POST /v1/sites/{id}/agent",
+    "POST /v1/sites/{id}/sync",
+    "POST /v1/sessions",
+}
+
+
+def for_only(*parties: Party) -> set[str]:
+    return {action for action, row in RULES.items() if row.keys() == set(parties)}
+
+
+def test_the_dangerous_actions_are_for_whom_they_are_for() -> None:
+    assert for_only(Party.OWNER) == OWNERS
+    assert for_only(Party.ADMINISTRATOR) == ADMINISTRATORS
+    assert for_only(Party.OWNER, Party.ADMINISTRATOR) == BOTH
+    assert for_only(Party.SITE) == SITES
+    assert for_only(Party.PERSON) == {"POST /v1/tokens", "PUT /v1/password"}
+    process = {"GET /healthz", "GET /readyz", "GET /metrics"}
+    assert for_only() == process | {"POST /v1/login", "POST /v1/join"}
+
+
 # A POST only because what it asks for is too long for a URL.
 READS = {"POST /v1/jobs/query", "POST /v1/jobs/count", "POST /v1/jobs/results"}
 

@@ -38,6 +38,10 @@ OF_ENDED = sql(f"""
     SELECT n, changed_at FROM job WHERE project = :project AND {ENDED} AND changed_at >= :since
     AND (changed_at, n) < (:at, :below) ORDER BY changed_at DESC, n DESC LIMIT :most""")
 
+ID_OF = sql("SELECT id FROM job WHERE n = :n")
+#: Also of a Job that was deleted meanwhile: pages go on behind it.
+N_OF = sql("SELECT n FROM job WHERE project = :project AND id = :id")
+
 #: The least number of a Job that was created at `time` or later, of whichever project: by bisection, since
 #: times rise with the numbers.
 NUMBER_AT = sql("""
@@ -58,26 +62,34 @@ class Place(NamedTuple):
     at: float
     n: int
 
-    def text(self) -> str:
-        """As a cursor."""
-        return f"{self.n}" if self.at == _NEVER else f"{self.at!r}:{self.n}"
-
 
 #: Before any page.
 START = Place(_NEVER, ALL)
 
 
-def place_of(cursor: str | None) -> Place:
-    """The place that a cursor stands for. Raises Invalid when it is none."""
+def cursor_at(conn: Connection, place: Place) -> str:
+    """A place as a cursor. It names the Job there, because row numbers count the Jobs of others as well."""
+    id = conn.execute(ID_OF, {"n": place.n}).scalar_one()
+    return f"{id}" if place.at == _NEVER else f"{place.at!r}:{id}"
+
+
+def place_of(conn: Connection, p: Principal, cursor: str | None) -> Place:
+    """The place that a cursor stands for. Raises Invalid when it is none, or its Job was cut meanwhile."""
     if cursor is None:
         return START
-    found = re.fullmatch(r"(?:([0-9.e+]{1,30}):)?([0-9]{1,18})", cursor, re.ASCII)
+    found = re.fullmatch(r"(?:([0-9.e+]{1,30}):)?([0-9a-f-]{36})", cursor, re.ASCII)
+    n = None
+    if found is not None:
+        n = conn.execute(N_OF, {"project": p.project_n, "id": found[2]}).scalar()
     try:
-        if found is not None:
-            return Place(_NEVER if found[1] is None else float(found[1]), int(found[2]))
+        if found is not None and n is not None:
+            return Place(_NEVER if found[1] is None else float(found[1]), n)
     except ValueError:
         pass
-    raise Invalid("the cursor is not one that a page of jobs ended with", field="cursor")
+    raise Invalid(
+        "the cursor is not one that a page of jobs ended with, or that job is not kept any more",
+        field="cursor",
+    )
 
 
 Pieces = Iterator[tuple[list[Place], Place | None]]

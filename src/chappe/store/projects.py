@@ -127,9 +127,10 @@ def set_member(tx: Tx, p: Principal, reach: Reach, name: str, body: SetMember) -
 def remove_member(tx: Tx, p: Principal, reach: Reach, name: str, project: str | None) -> None:
     """End a membership, and the user's tokens for the project, at once."""
     n, project_name = _project(tx.conn, p, reach, project)
-    who = _account_n(tx, name)
+    accounts = tx.read(ACCOUNT, name=name)
+    who = accounts[0].n if accounts else None
     found = tx.read(MEMBER, project=n, account=who)
-    if not found:
+    if who is None or not found:
         raise no_such("member", name)
     if found[0].role == Party.OWNER:
         _check_owner_left(tx, n, who, project_name)

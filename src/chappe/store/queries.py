@@ -14,7 +14,7 @@ from chappe.core.jobs import Envelope, JobSpec
 from chappe.core.leases import Outcome
 from chappe.core.shapes import Capacity, Shape
 from chappe.store.dialect import sql
-from chappe.store.listing import list_numbers, place_of
+from chappe.store.listing import cursor_at, list_numbers, place_of
 from chappe.store.principal import Principal
 from chappe.store.rows import no_such
 from chappe.store.sources import site_n
@@ -51,8 +51,8 @@ JOB_VIEWS = sql("""
 
 JOB_N = sql("SELECT n FROM job WHERE project = :project AND id = :id AND phase <> 'deleted'")
 
-#: The same for a pilot: a Job that it holds, or a parent of one. (What it holds is looked through, which is
-#: bounded; a parent may have any number of children.)
+#: The same as JOB_N for a pilot: a Job that it holds, or a parent of one. (What it holds is looked through,
+#: which is bounded; a parent may have any number of children.)
 PILOTS_JOB_N = sql("""
     SELECT j.n FROM job j WHERE j.project = :project AND j.id = :id AND j.phase <> 'deleted'
         AND (j.session = :session OR EXISTS (
@@ -142,8 +142,9 @@ def list_jobs(
     """A page of Jobs, newest first; the cursor is where the page before it ended."""
     if not 1 <= limit <= limits.PAGE_MAX:
         raise Invalid(f"limit must be 1 to {limits.PAGE_MAX}", field="limit")
-    ns, then = list_numbers(conn, p, f, limit, place_of(cursor))
-    return JobPage(_views(conn, ns, specs=False), None if then is None else then.text())
+    ns, then = list_numbers(conn, p, f, limit, place_of(conn, p, cursor))
+    next_ = None if then is None else cursor_at(conn, then)
+    return JobPage(_views(conn, ns, specs=False), next_)
 
 
 def _number(cursor: str) -> int:
