@@ -276,10 +276,9 @@ def test_who_waits_for_the_lock_is_woken_by_an_orderly_end(
 
 
 def test_a_lock_that_somebody_holds_is_waited_for_and_then_transient(
-    rig: StoreRig, databases: Databases, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    rig: StoreRig, databases: Databases, relay: Relay
 ) -> None:
     direct = rig.store.url.replace(f":{relay.address[1]}/", f":{databases.server.port}/")
-    monkeypatch.setattr("chappe.store.writer.TRIES", 1)
     rig.store.writer.submit(_short_lock_timeout).result(WITHIN_S)
     with psycopg.connect(direct) as conn:
         conn.execute("LOCK TABLE project IN EXCLUSIVE MODE")

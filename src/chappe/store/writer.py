@@ -35,7 +35,7 @@ T = TypeVar("T")
 #: How many groups of quick commands may go before a bulk command that waits.
 PASSES = 4
 #: How often a group is tried that met a deadlock, a lock's time-out or a lost connection.
-TRIES = 5
+TRIES = 3
 
 CRASH_POINTS = ("hub.before_commit", "hub.after_commit", "hub.after_answer")
 
@@ -152,11 +152,33 @@ class Writer:
         self._quick.clear()
         return group
 
-    def _commit(self, group: list[_Command], tries: int = TRIES) -> None:
+    def _commit(self, group: list[_Command]) -> None:
         """Execute a group in one transaction; if it fails, each command in one of its own."""
-        if self._over is not None:
-            self._refuse(group, self._over)
+        for _ in range(TRIES):
+            if self._over is not None:
+                self._refuse(group, self._over)
+                return
+            failed = self._try(group)
+            if failed is None:
+                return
+            error, after = failed
+            self.stats.rollbacks += 1
+            if isinstance(error, Superseded):
+                self._end(error)
+                continue
+            self._forget()
+            if after is not After.AGAIN:
+                break
+        if len(group) > 1:
+            for command in group:
+                self._commit([command])
             return
+        if not isinstance(error, ChappeError):
+            log.error("command failed", command=group[0].fn.__name__, exc_info=error)
+        self._refuse(group, error)
+
+    def _try(self, group: list[_Command]) -> tuple[Exception, After] | None:
+        """Execute a group in one transaction and answer it; else why not, and what came of it."""
         tx = None
         try:
             conn = self._line.connection()
@@ -173,8 +195,7 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is answered to those who asked
             after = self._line.after(error)
             if tx is None or after is not After.COMMITTED:
-                self._failed(group, error, tries if after is After.AGAIN else 0)
-                return
+                return error, after
         faults.reach("hub.after_commit")
         if tx.written:
             self._mark(self.catalog.incarnation, self.catalog.commit_no)
@@ -188,26 +209,13 @@ class Writer:
             else:
                 command.future.set_exception(refusal)
         faults.reach("hub.after_answer")
+        return None
 
-    def _failed(self, group: list[_Command], error: Exception, tries: int) -> None:
-        """Nothing of a group was kept: try it `tries` times more, or else each command alone."""
-        self.stats.rollbacks += 1
-        if isinstance(error, Superseded):
-            self._over = error
-            log.error("another hub has taken over", reason=error.message)
-            self._refuse(group, error)
-            self.on_superseded()
-            return
-        self._forget()
-        if tries > 1:
-            self._commit(group, tries - 1)
-        elif len(group) > 1:
-            for command in group:
-                self._commit([command])
-        else:
-            if not isinstance(error, ChappeError):
-                log.error("command failed", command=group[0].fn.__name__, exc_info=error)
-            self._refuse(group, error)
+    def _end(self, error: Superseded) -> None:
+        """Another Hub writes this database: refuse what is asked, from now on."""
+        self._over = error
+        log.error("another hub has taken over", reason=error.message)
+        self.on_superseded()
 
     @staticmethod
     def _refuse(group: list[_Command], error: Exception) -> None:

@@ -20,7 +20,7 @@ def upgrade() -> None:
     op.add_column("job", sa.Column("held_at", sa.Float(), nullable=True))
     op.add_column("job", sa.Column("updated_at", sa.Float(), nullable=True))
     op.add_column("session", sa.Column("created_at", sa.Float(), nullable=True))
-    op.add_column("session", sa.Column("cores", sa.Integer(), nullable=True))
+    op.add_column("session", sa.Column("cores", Integer, nullable=True))
     op.drop_index("ix_job_waiting", "job")
     op.drop_index("ix_job_phase", "job")
     indexes: tuple[tuple[str, Sequence[str | sa.TextClause], str], ...] = (
