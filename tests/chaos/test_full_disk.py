@@ -17,6 +17,7 @@ from chappe.sdk.config import Settings
 from chappe.testing.cluster import Cluster, until
 from chappe.testing.hub import HubFailed
 from tests.conftest import Require
+from tests.integration.hub_rig import raw
 
 SIZE_MIB = 32
 _PIECE = 4096
@@ -122,10 +123,13 @@ def test_at_the_hub(tmp_path: Path, small_disk: SmallDisk) -> None:
             asyncio.run(ask_for_a_token(cluster.client.settings))
         assert refused.value.code == "disk_full"
         assert refused.value.transient
+        ready = raw(cluster.hub, "GET", "/readyz")
+        assert (ready.status, b"disk is full" in ready.body) == (503, True)
         assert cluster.ended(jobs) == 0
         assert cluster.hub.process.poll() is None
         until(lambda: site.logged("sync.failed"), "the pilot is refused too")
         small_disk.free()
+        until(lambda: raw(cluster.hub, "GET", "/readyz").status == 200, "it is ready again")
         jobs += cluster.submit(20, site)
         cluster.wait(jobs)
         views = cluster.judge(jobs)

@@ -220,7 +220,9 @@ def test_errors_have_their_own_exit_status(place: Place, tmp_path: Path) -> None
     assert place.chappe("site", "rm", SITE).returncode == 5
 
 
-@pytest.mark.parametrize("command", ["job ls", "app ls", "app show wave"])
+@pytest.mark.parametrize(
+    "command", ["job ls", "job count", "job cancel", "batch-job ls", "app ls", "app show wave"]
+)
 def test_a_mistyped_site_is_answered_with_those_that_exist(place: Place, command: str) -> None:
     done = place.chappe(*command.split(), "-s", "nowhere")
     assert (done.returncode, done.stdout) == (3, "")
@@ -230,6 +232,12 @@ def test_a_mistyped_site_is_answered_with_those_that_exist(place: Place, command
     done = place.chappe(*command.split(), "-s", "nowhere", "--json")
     assert (done.returncode, done.stdout) == (3, "")
     assert json.loads(done.stderr)["error"]["code"] == "not_found"
+
+
+def test_a_mistyped_site_is_not_run_at(place: Place) -> None:
+    done = place.chappe("run", "nowhere", "--", "true")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith(f"error: there is no site 'nowhere' (there are: {SITE}")
 
 
 def test_a_site_by_the_command_line(place: Place, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chappe.link.results import MEDIA
 from chappe.sdk import results
@@ -21,6 +24,20 @@ def npy(value: Any, **options: Any) -> bytes:
     out = io.BytesIO()
     np.save(out, value, **options)
     return out.getvalue()
+
+
+def npz() -> bytes:
+    out = io.BytesIO()
+    np.savez_compressed(out, field=np.arange(100.0))
+    return out.getvalue()
+
+
+@given(at=st.integers(0, len(npz()) - 1), bits=st.integers(1, 255))
+def test_an_archive_with_any_byte_wrong_is_a_value_or_refused(at: int, bits: int) -> None:
+    body = bytearray(npz())
+    body[at] ^= bits
+    with contextlib.suppress(Invalid):
+        ResultFile(MEDIA[".npz"], bytes(body)).decode()
 
 
 def test_json_and_msgpack_become_values() -> None:
@@ -64,6 +81,9 @@ class Evil:
         (".msgpack", b"\xc1"),
         (".npy", b"no array"),
         (".npz", b"no zip"),
+        (".npz", b"PK\x03\x04 the beginning of one"),
+        (".npz", npz()[:-30]),
+        (".npy", npy(np.zeros(3)).replace(b"(3,), }", b"(99999999999999,), }")[:200]),
         (".npy", npy(np.array([Evil()], dtype=object), allow_pickle=True)),
         (".npy", pickle.dumps(Evil())),
     ],

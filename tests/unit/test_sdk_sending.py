@@ -16,7 +16,7 @@ from chappe.link.keys import SigningKey
 from chappe.link.signing import check_grant, verify
 from chappe.sdk import drafts, sending
 from chappe.sdk.drafts import Draft
-from chappe.sdk.errors import Invalid, TooLarge
+from chappe.sdk.errors import Invalid, NotFound, TooLarge
 from chappe.sdk.handles import AppHandle
 from chappe.wire.jobs import CreateJobs
 
@@ -87,7 +87,7 @@ def test_wrong_options_are_found_before_anything_is_sent(
 
 def test_an_unknown_site_is_answered_with_those_that_exist() -> None:
     lost = AppHandle(drafts.template("pariss", app="model"))
-    with pytest.raises(Invalid, match=r"no site 'pariss' \(there are: paris\)"):
+    with pytest.raises(NotFound, match=r"no site 'pariss' \(there are: paris\)"):
         sending.encode([lost()], CONTEXT)
 
 

@@ -184,6 +184,8 @@ def _serve(
     from chappe.hub.app import create_app
     from chappe.hub.state import Hub
 
+    serve.allow_files()
+
     async def main() -> None:
         hub = Hub(store, now, boottime)
         hub.start()

@@ -7,6 +7,7 @@ connection open without reading: closing one politely takes the asking for up to
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from types import FrameType
 import structlog
 import uvicorn
 
+from chappe.core import limits
 from chappe.hub.tls import Files
 
 #: Requests in progress may take so long to end; then they are cancelled.
@@ -23,6 +25,8 @@ REQUESTS_S = 1.0
 CLOSE_S = 0.2
 KEEP_ALIVE_S = 75
 BACKLOG = 2_048
+#: Open files that are not clients' connections: the database's, and what a reply may need.
+FILES_KEPT = 100
 
 log = structlog.get_logger("chappe.hub")
 
@@ -91,6 +95,21 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+def allow_files() -> None:
+    """Raise the number of files that this process may open as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def connections() -> int:
+    """How many connections are served at once; requests on more are answered 503."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return limits.CONNECTIONS
+    return max(1, min(limits.CONNECTIONS, soft - FILES_KEPT))
+
+
 def config(app: object, tls: Files) -> uvicorn.Config:
     """The settings of uvicorn for the Hub."""
     return uvicorn.Config(
@@ -105,6 +124,7 @@ def config(app: object, tls: Files) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         backlog=BACKLOG,
+        limit_concurrency=connections(),
         ssl_certfile=str(tls.cert),
         ssl_keyfile=str(tls.key),
     )

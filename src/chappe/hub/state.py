@@ -54,6 +54,8 @@ class Hub:
         self.acts = asyncio.Event()
         self.stopping = asyncio.Event()
         self.bodies_bytes = 0
+        #: The database refused to write, and nobody has tried since whether it does again.
+        self.in_trouble = False
         #: By Site: its agent, and what that was told that stays true for long (see routes.sites).
         self.agents_told: dict[int | None, tuple[str, frozenset[str]]] = {}
         self._reads = 0
@@ -86,6 +88,7 @@ class Hub:
         try:
             return await asyncio.wrap_future(self.store.writer.submit(fn, *args, bulk=bulk))
         except DBAPIError as e:
+            self.in_trouble = True
             raise in_words(e) from e
 
     async def read(self, fn: Callable[..., T], *args: Any) -> T:

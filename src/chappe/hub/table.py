@@ -83,7 +83,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/sites/{id}/sync", sites.sync, (409,)),
     Route("GET", "/v1/apps", sites.apps, (404,)),
     # allocations
-    Route("GET", "/v1/batch-jobs", batch.index),
+    Route("GET", "/v1/batch-jobs", batch.index, (404,)),
     Route("POST", "/v1/batch-jobs", batch.create, (409,), limit_bytes=SMALL),
     Route("GET", "/v1/batch-jobs/{id}", batch.show),
     Route("POST", "/v1/batch-jobs/{id}/cancel", batch.cancel),

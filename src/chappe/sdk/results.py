@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,19 @@ from typing import Any
 import msgspec
 
 from chappe.sdk.errors import Invalid
+
+#: What NumPy and zipfile raise about bytes that are not what they should be, or claim to be enormous.
+_BROKEN = (
+    ValueError,
+    LookupError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class ResultFile(msgspec.Struct, frozen=True):
@@ -30,7 +45,7 @@ class ResultFile(msgspec.Struct, frozen=True):
         """
         try:
             return _decode(self.media, self.body)
-        except (ValueError, msgspec.DecodeError) as e:
+        except (*_BROKEN, msgspec.DecodeError) as e:
             raise Invalid(f"the result is no {self.media}: {e}", field="result") from None
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -20,7 +20,7 @@ from chappe.core.jobs import FunctionRef, JobSpec, check_envelope, decode_spec
 from chappe.link.keys import SigningKey
 from chappe.link.signing import make_submissions
 from chappe.sdk.drafts import Draft, Template
-from chappe.sdk.errors import Invalid, TooLarge
+from chappe.sdk.errors import Invalid, NotFound, TooLarge
 from chappe.wire.jobs import CreateJobs, NewJob
 from chappe.wire.submission import Submission
 
@@ -170,7 +170,7 @@ def _sites(template: Template, context: Context) -> tuple[str, ...]:
         if site is None:
             # Only names are listed: a known id stands beside its name in the mapping.
             known = ", ".join(sorted(n for n, i in context.sites.items() if n != i)) or "none yet"
-            raise Invalid(f"there is no site {name!r} (there are: {known})", field="sites")
+            raise NotFound(f"there is no site {name!r} (there are: {known})", field="sites")
         found.append(site)
     return tuple(found)
 

@@ -358,8 +358,10 @@ def list_sessions(conn: Connection, p: Principal, *, all_: bool) -> list[Session
 def list_batch_jobs(
     conn: Connection, p: Principal, site: str | None, state: str | None, id: str | None = None
 ) -> list[BatchJobView]:
-    """BatchJobs, newest first."""
+    """BatchJobs, newest first. NotFound for a Site that does not exist."""
     own = site if p.scope == "user" else p.site_id
+    if own is not None:
+        site_n(conn, p, own)
     params = {
         "project": p.project_n,
         "site": own,

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,8 +29,15 @@ class RunningHub:
     `client_config` is a file for CHAPPE_CONFIG; `url`, `token`, `project` and `ca_file` are what it says.
     """
 
-    def __init__(self, data: Path, options: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        data: Path,
+        options: Mapping[str, Any],
+        environ: Mapping[str, str],
+        program: Sequence[str] = ("-m", "chappe.hub"),
+    ) -> None:
         self.data = data
+        self._program = program
         self.client_config = data / "client.json"
         self.url = ""
         self.token = ""
@@ -52,7 +59,7 @@ class RunningHub:
 
     def launch(self, environ: Mapping[str, str] | None = None) -> None:
         """Start the process without waiting for it. `environ` is added for this start only."""
-        argv = [sys.executable, "-P", "-m", "chappe.hub", "--data", str(self.data)]
+        argv = [sys.executable, "-P", *self._program, "--data", str(self.data)]
         for name, value in self._options.items():
             argv += [f"--{name.replace('_', '-')}", str(value)]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("CHAPPE_")}

@@ -1,0 +1,53 @@
+"""How many connections a Hub serves: one too many is told so, and nobody else is harmed."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from collections.abc import Generator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from chappe.testing.hub import RunningHub
+
+#: A Hub like any other, but for its limit.
+FEW = """
+import sys
+from chappe.core import limits
+limits.CONNECTIONS = 4
+from chappe.hub.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Generator[RunningHub, None, None]:
+    running = RunningHub(tmp_path / "hub", {"port": 0}, {}, ("-c", FEW))
+    with running.start():
+        yield running
+
+
+def connect(hub: RunningHub, stack: ExitStack) -> http.client.HTTPSConnection:
+    host, _, port = hub.url.removeprefix("https://").rpartition(":")
+    context = ssl.create_default_context(cafile=hub.ca_file)
+    connection = http.client.HTTPSConnection(host, int(port), timeout=30, context=context)
+    stack.callback(connection.close)
+    return connection
+
+
+def ask(connection: http.client.HTTPSConnection) -> int:
+    connection.request("GET", "/healthz")
+    response = connection.getresponse()
+    response.read()
+    return response.status
+
+
+def test_one_connection_too_many_is_answered_503(hub: RunningHub) -> None:
+    with ExitStack() as stack:
+        served = [connect(hub, stack) for _ in range(3)]
+        assert [ask(connection) for connection in served] == [200] * 3
+        assert ask(connect(hub, stack)) == 503
+        served[0].close()
+        assert 200 in [ask(connect(hub, stack)) for _ in range(50)]
