@@ -279,6 +279,21 @@ def test_the_audit_shows_who_did_what(admin: Person, person: Person) -> None:
     assert person.chappe("audit", "ls").returncode == 5
 
 
+def test_an_administrator_without_a_role_looks_after_people_only(
+    admin: Person, person: Person
+) -> None:
+    name = f"u{new_id()}"
+    code = admin.ok("user", "add", name, "--administrator").splitlines()[0]
+    link = ["login", admin.hub.url, "--link", "--ca-file", admin.hub.ca_file]
+    person.ok(*link, stdin=f"{code}\n{PASSWORD}\n")
+    assert name in person.ok("token", "ls")
+    assert "admin" in person.ok("user", "ls")
+    assert f"{name}, no role, administrator" in person.ok("doctor")
+    assert person.chappe("job", "ls").returncode == 5
+    assert person.chappe("site", "ls").returncode == 5
+    person.ok("logout")
+
+
 def test_a_sites_token_is_made_anew(admin: Person, tmp_path: Path) -> None:
     site = tmp_path / f"s{new_id()}"
     admin.ok("site", "init", str(site))

@@ -25,7 +25,8 @@ def ls(out: Out) -> None:
     """List tokens, without their secrets: yours, or as an owner all of the project."""
     with out.client() as client:
         tokens = client.admin.tokens()
-        sites = {} if out.as_json else client.site_names()
+        named = not out.as_json and any(token.site for token in tokens)
+        sites = client.site_names() if named else {}
 
     def who(token: TokenView) -> str:
         if token.scope == "user":

@@ -109,9 +109,9 @@ RULES: Mapping[str, Row] = {
     "GET /v1/events": _VIEW,
     "GET /v1/events/stream": _VIEW,
     # tokens
-    "GET /v1/tokens": _ANY_ROLE | _OWN,
+    "GET /v1/tokens": _SELF | _ANY_ROLE | _OWN,
     "POST /v1/tokens": _SELF,
-    "DELETE /v1/tokens/{prefix}": _ANY_ROLE | _OWN,
+    "DELETE /v1/tokens/{prefix}": _SELF | _ANY_ROLE | _OWN,
     "POST /v1/tokens/service": _OWN,
     "GET /v1/whoami": _ANY_ROLE | _SELF | _AT_SITE,
     # logging in

@@ -114,6 +114,8 @@ async def _hub(hub: HubClient) -> AsyncIterator[Finding]:
         return
     yield Finding("token", "ok", f"it speaks for project {me.project_name!r} ({_who(me)})")
     yield _version(me)
+    if me.scope == "user" and me.role is None:
+        return  # an administrator sees nothing of a project without a role there
     admin = Admin(hub)
     sites = await admin.sites()
     if not sites:
