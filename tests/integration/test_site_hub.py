@@ -149,7 +149,7 @@ async def test_the_last_words_of_a_dead_pilot_count(site: RealSite, client: HubC
     site.paths.config.write_text(
         site.paths.config.read_text()
         .replace("# keep", "keep")
-        .replace('# python = ""', f'python = "{site.paths.root / "python"}"')
+        .replace('# python = ""', f'python = "{site.paths.root / "python"}"', 1)
     )
     python = site.paths.root / "python"
     python.write_text(SLEEPER)
