@@ -201,7 +201,7 @@ def test_an_answer_that_makes_no_sense_is_unclear_not_refused(bench: Bench) -> N
 
 def test_more_than_the_machine_has_is_refused_before_it_is_submitted() -> None:
     with pytest.raises(Invalid, match="nodes"):
-        make("local", "/nowhere").render_script(Batch("n", "s", "/", "/", "p", nodes=2))
+        make("local", "/nowhere").render_script(Batch("n", "s", "/", "/", "p", nodes=65))
 
 
 # --- what only the local scheduler promises

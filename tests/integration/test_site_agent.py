@@ -191,9 +191,9 @@ def test_what_this_machine_cannot_give_fails_with_a_reason(site: Site) -> None:
     site.setting("# keep = 1", "keep = 0")
     daemon.start(site.paths.root)
     ident = new_id()
-    site.hub.order(ident, BatchJobIntent(nodes=2))
+    site.hub.order(ident, BatchJobIntent(nodes=65))
     wait_until(lambda: ident in site.hub.states("failed"), "the report of the failure")
-    assert "2 nodes" in site.hub.messages[ident]
+    assert "65 nodes" in site.hub.messages[ident]
 
 
 def test_pilots_that_die_at_once_are_not_asked_for_as_fast_as_they_die(

@@ -9,10 +9,10 @@ from structlog.types import FilteringBoundLogger
 from chappe.link.clock import boottime, now
 from chappe.link.journal import Recovered
 from chappe.pilot import places
+from chappe.pilot.crew import Crew
 from chappe.pilot.desk import Desk
 from chappe.pilot.holding import Holding, Phase
 from chappe.pilot.holdings import Holdings
-from chappe.pilot.keeper import Keeper
 from chappe.pilot.launch_wire import Snapshot
 from chappe.pilot.outbox import Outbox, Start
 from chappe.pilot.parents import Disk
@@ -31,7 +31,7 @@ class Adoption:
         holdings: Holdings,
         outbox: Outbox,
         works: Works,
-        keeper: Keeper,
+        keeper: Crew,
         desk: Desk,
         preparer: Preparer,
         disk: Disk,
@@ -46,11 +46,14 @@ class Adoption:
         self._disk = disk
         self._log = log
 
-    async def adopt(self, recovered: Recovered, snapshot: Snapshot | None) -> None:
-        """Take over; `snapshot` is None when the launcher was gone. Raises LedgerUnavailable."""
+    async def adopt(
+        self, recovered: Recovered, snapshot: Snapshot | None, *, sure: bool = True
+    ) -> None:
+        """Take over; `snapshot` is None when the launcher was gone. It is not `sure` when some of several
+        launchers may be gone. Raises LedgerUnavailable."""
         asked = unclear(recovered, snapshot)
         claimed = await self._disk(self._claimed, asked, recovered.requests)
-        made = plan(recovered, snapshot, claimed)
+        made = plan(recovered, snapshot, claimed, sure=sure)
         for grant, end in made.over:
             if grant is not None:
                 self._holdings.adopt(Holding(grant, -inf, 0), Phase.ENDED)

@@ -34,11 +34,15 @@ from chappe.link.values import Seal
 from chappe.pilot import session as sessions
 from chappe.pilot.adoption import Adoption
 from chappe.pilot.contact import Contact, Sent
+from chappe.pilot.crew import Crew
 from chappe.pilot.desk import Arrival, Desk
+from chappe.pilot.hand_wire import read_place
+from chappe.pilot.hands import Hands, together
 from chappe.pilot.holdings import Holdings
+from chappe.pilot.hosts import Hosts
 from chappe.pilot.journal import Journal
 from chappe.pilot.keeper import Keeper
-from chappe.pilot.launch_wire import Events
+from chappe.pilot.launch_wire import Events, Snapshot
 from chappe.pilot.lifetime import Lifetime, Step
 from chappe.pilot.log import LogFile
 from chappe.pilot.outbox import Outbox
@@ -46,6 +50,7 @@ from chappe.pilot.pacing import POLL_S
 from chappe.pilot.parents import Parents
 from chappe.pilot.placement import Placement
 from chappe.pilot.prepare import Preparer, base_env
+from chappe.pilot.reunion import Reunion
 from chappe.pilot.session import Session
 from chappe.pilot.uploads import Uploads
 from chappe.pilot.works import Works
@@ -85,6 +90,7 @@ class Head:
         lifetime: Lifetime,
         log: FilteringBoundLogger,
         file: LogFile,
+        hosts: Hosts | None = None,
     ) -> None:
         self._session = session
         self._directory = directory
@@ -108,9 +114,10 @@ class Head:
             failed=self._failed,
             check_token=self._check_token,
         )
-        self._keeper = Keeper(
-            session, directory, base_env(session, os.environ), log, file, self._hear
-        )
+        own = placement.nodes[0].name
+        env = base_env(session, os.environ)
+        keeper = Keeper(session, directory, env, log, file, self._hear, own)
+        self._keeper = Crew(keeper, self._hear_soon, own)
         self._works = Works(
             holdings=self._holdings,
             outbox=self._outbox,
@@ -131,6 +138,11 @@ class Head:
             self._holdings.runs,
             lambda e: log.warning("logs.not_sent", error=e.message),
         )
+        self._reunion = Reunion(self._holdings, self._works, self._keeper, log)
+        self._hands: Hands | None = None
+        if hosts is not None:
+            self._hands = Hands(session, directory, hosts, self._reunion, log, file)
+            self._keeper.lead(self._hands)
         self._early: list[Events] | None = []
         self._answered_no = 0
         self._seen = (0, 0)
@@ -140,8 +152,8 @@ class Head:
     async def run(self) -> int:
         """Hold the Session to its end; the exit status. Errors that a new head may get over are raised."""
         await self._disk(self._journal.reserve, self._works.request_no, self._outbox.last_no)
-        await self._begin()
-        tasks = [
+        tasks = await self._begin()
+        tasks += [
             asyncio.create_task(part)
             for part in (
                 self._contact.run(),
@@ -301,6 +313,10 @@ class Head:
         else:
             self._early.append(events)
 
+    def _hear_soon(self, events: Events) -> None:
+        # Not while orders are being given: what comes back would change them.
+        asyncio.get_running_loop().call_soon(self._hear, events)
+
     # --- the clock
 
     def _alarm(self) -> None:
@@ -353,9 +369,26 @@ class Head:
 
     # --- beginning and end
 
-    async def _begin(self) -> None:
+    async def _open_hands(self, hands: Hands) -> asyncio.Task[None]:
+        """Listen to hands; those that a predecessor left are waited for, to hear what they have."""
+        again = read_place(self._directory) is not None
+        await hands.open(again=again)
+        task = asyncio.create_task(hands.run())
+        if again:
+            known = asyncio.create_task(hands.all_known())
+            await asyncio.wait((task, known), return_when=asyncio.FIRST_COMPLETED)
+            known.cancel()
+        return task
+
+    async def _begin(self) -> list[asyncio.Task[None]]:
+        """Take over what there is. Returned is what goes on already."""
         recovered = self._journal.recover()
         snapshot = await self._keeper.open()
+        hands = [] if self._hands is None else [await self._open_hands(self._hands)]
+        others = list(self._reunion.snapshots.values())
+        if others:
+            nothing = Snapshot(self._session.session, 0, [], [], [], more=False)
+            snapshot = together([snapshot or nothing, *others])
         self._answered_no, self._seen = recovered.answered, recovered.seen
         if recovered.grants or recovered.ends or snapshot is not None:
             adoption = Adoption(
@@ -368,14 +401,16 @@ class Head:
                 disk=self._disk,
                 log=self._log,
             )
-            await adoption.adopt(recovered, snapshot)
+            await adoption.adopt(recovered, snapshot, sure=self._hands is None)
         early, self._early = self._early or [], None
         for events in early:
             self._works.hear(events)
+        self._reunion.adopted()
         self._lifetime.busy(len(self._holdings) > 0, boottime())
         if self._lifetime.draining:
             self._works.drain()
         self._works.todo()
+        return hands
 
     async def _first(self, tasks: list[asyncio.Task[None]]) -> int:
         """The exit status after one of our parts ended by itself."""

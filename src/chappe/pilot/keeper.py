@@ -30,7 +30,7 @@ from chappe.pilot.launch_client import LauncherClient, LauncherGone, start_proce
 from chappe.pilot.launch_wire import Events, Key, KillReason, Snapshot, Task
 from chappe.pilot.log import LogFile
 from chappe.pilot.prepare import environments
-from chappe.pilot.procs import children_by_parent, kill_marked, signal_marked
+from chappe.pilot.procs import children_by_parent, kill_marked, node_of, signal_marked
 from chappe.pilot.scratch import remove, scratch_of, sweep
 from chappe.pilot.session import Session
 
@@ -62,6 +62,7 @@ class Keeper:
         log: FilteringBoundLogger,
         file: LogFile,
         on_events: Callable[[Events], None],
+        node: str = "",
     ) -> None:
         self._session = session
         self._directory = directory
@@ -69,6 +70,8 @@ class Keeper:
         self._log = log
         self._file = file
         self._on_events = on_events
+        self._node = node
+        self._place = directory / (f"launcher-{node}.json" if node else FILE)
         self._client: LauncherClient | None = None
         self._process: Process | None = None
         self._orders: deque[Call] = deque()
@@ -81,10 +84,29 @@ class Keeper:
         """Whether there is a launcher to give orders to."""
         return self._client is not None
 
+    @property
+    def gone(self) -> asyncio.Future[str]:
+        """Done, with the cause in words, once the launcher is gone. Raises LauncherGone without one."""
+        if self._client is None:
+            raise LauncherGone("there is no launcher")
+        return self._client.gone
+
+    @property
+    def pid(self) -> int:
+        """The launcher's process, 0 without one."""
+        return 0 if self._client is None else self._client.pid
+
+    async def send_orders(self) -> None:
+        """Send orders to this launcher, and to no other, until it is gone."""
+        if self._client is not None:
+            await self._send_orders(self._client)
+
     async def open(self) -> Snapshot | None:
         """Connect to the launcher that is there, and say what it knows; without one, end what a dead one
         may have left, start another, and return None. Raises Unavailable, OSError."""
-        place = _recorded(self._directory)
+        self._client, self._stopping = None, False
+        self._orders.clear()
+        place = _recorded(self._place)
         if place is not None and (place.node, place.boot) == _here():
             try:
                 return await self._connect(Path(place.socket))
@@ -140,6 +162,10 @@ class Keeper:
         """Move takeover deadlines (CLOCK_BOOTTIME seconds)."""
         self._order(lambda client: client.renew(deadlines))
 
+    def keep(self, until: float) -> None:
+        """Let the launcher stay until then (CLOCK_BOOTTIME seconds), unless told again."""
+        self._order(lambda client: client.keep(until))
+
     def ack(self, keys: Sequence[Key]) -> None:
         """Let the launcher forget these ends."""
         self._order(lambda client: client.ack(keys))
@@ -156,10 +182,10 @@ class Keeper:
         await self._end_leftovers(0 if client is None else client.pid)
         if self._process is not None:
             await self._process.wait()
-        place = _recorded(self._directory)
+        place = _recorded(self._place)
         if place is not None:
             _remove(Path(place.socket))
-            (self._directory / FILE).unlink()
+            self._place.unlink()
 
     def leave(self) -> None:
         """Let the launcher go on without us: another head will come."""
@@ -189,7 +215,7 @@ class Keeper:
         path = _private(self._session.local) / "launcher"
         node, boot = _here()
         write_atomic(
-            self._directory / FILE,
+            self._place,
             msgspec.json.encode(_Place(str(path), node, boot)),
             durable=False,
         )
@@ -198,6 +224,7 @@ class Keeper:
             self._session.session,
             self._file.stream,
             head_grace_s=self._session.options.head_grace_s,
+            env={**os.environ, "CHAPPE_NODE": self._node} if self._node else None,
         )
         await self._connect(path)
 
@@ -217,8 +244,9 @@ class Keeper:
 
     async def _end_leftovers(self, launcher: int) -> None:
         """Kill a launcher that we lost, what carries the Session's mark, and what we inherited."""
-        killed = await asyncio.to_thread(_end_all, self._session.session, launcher)
-        await asyncio.to_thread(remove, scratch_of(self._session))
+        session = self._session.session
+        killed = await asyncio.to_thread(_end_all, session, launcher, self._node)
+        await asyncio.to_thread(remove, scratch_of(self._session, self._node))
         if killed:
             self._log.warning("leftovers.killed", processes=len(killed))
 
@@ -234,15 +262,20 @@ async def _start(client: LauncherClient, tasks: Sequence[Task]) -> None:
     reach("pilot.after_launch_sent")
 
 
-def _end_all(session: str, launcher: int) -> list[int]:
+def _end_all(session: str, launcher: int, node: str) -> list[int]:
     """End the launcher, the Session's Jobs, and our other children: what a launcher had started and not
-    yet given its mark (between vfork and exec) is one of them, since we are a subreaper."""
-    signal_marked(session, lambda process: process.pid == launcher, signal.SIGKILL)
-    orphans = [pid for pid in children_by_parent(os.getpid()) if pid != launcher]
+    yet given its mark (between vfork and exec) is one of them, since we are a subreaper. What says that it
+    belongs to another node is none of ours."""
+    signal_marked(session, lambda process: process.pid == launcher, signal.SIGKILL, node)
+    orphans = [
+        pid
+        for pid in children_by_parent(os.getpid())
+        if pid != launcher and node_of(pid) in ("", node)
+    ]
     for pid in orphans:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    killed = kill_marked(session)
+    killed = kill_marked(session, node=node)
     for pid in orphans:
         with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
@@ -256,9 +289,9 @@ def _private(base: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="chappe-", dir=base))
 
 
-def _recorded(directory: Path) -> _Place | None:
+def _recorded(path: Path) -> _Place | None:
     try:
-        return msgspec.json.decode((directory / FILE).read_bytes(), type=_Place)
+        return msgspec.json.decode(path.read_bytes(), type=_Place)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 

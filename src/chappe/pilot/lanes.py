@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 
 from chappe.link.clock import boottime
+from chappe.pilot.crew import Crew
 from chappe.pilot.holding import Phase
 from chappe.pilot.holdings import Holdings
-from chappe.pilot.keeper import Keeper
 
 PATIENCE_S = 0.5
 """So long may nothing begin or end in a slot in which Jobs wait."""
@@ -20,7 +20,7 @@ PATIENCE_S = 0.5
 class Lanes:
     """Looks after slots that several Jobs share. It has a timer only while there are any."""
 
-    def __init__(self, holdings: Holdings, keeper: Keeper) -> None:
+    def __init__(self, holdings: Holdings, keeper: Crew) -> None:
         self._holdings = holdings
         self._keeper = keeper
         self._timer: asyncio.TimerHandle | None = None

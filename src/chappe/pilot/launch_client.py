@@ -28,6 +28,7 @@ from chappe.pilot.launch_wire import (
     FrameError,
     FrameReader,
     HeadFrame,
+    Keep,
     Key,
     Kill,
     KillOrder,
@@ -154,6 +155,10 @@ class LauncherClient(asyncio.Protocol):
     async def renew(self, deadlines: Mapping[Key, float]) -> None:
         """Move takeover deadlines (CLOCK_BOOTTIME seconds)."""
         await self._send(Renew([(job, epoch, at) for (job, epoch), at in deadlines.items()]))
+
+    async def keep(self, until: float) -> None:
+        """Let it stay until then (CLOCK_BOOTTIME seconds), unless told again."""
+        await self._send(Keep(until))
 
     async def ack(self, keys: Sequence[Key]) -> None:
         """Say that these ends are safe: the launcher forgets them."""

@@ -5,7 +5,8 @@ passed. Each turn handles all that came and tells the head in one frame. While t
 launcher has work to go on with and gathers events for up to 12 ms; otherwise it tells at once, since the head
 may be waiting for just that.
 
-The guard: without a head the launcher keeps its runs for `head_grace_s`. If none comes by then it ends every
+The guard: without a head the launcher keeps its runs for `head_grace_s`, or until the time that a distant
+head last allowed (`Keep`), which counts even while a hand is connected. If none comes by then it ends every
 process that carries the Session's mark, wherever it hides, and exits.
 """
 
@@ -31,6 +32,7 @@ from chappe.pilot.launch_wire import (
     BaseEnv,
     FrameError,
     HeadFrame,
+    Keep,
     Key,
     Kill,
     Renew,
@@ -59,19 +61,23 @@ _GUARD: Key = ("", -1)
 class Launcher:
     """Starts and reaps the processes of one Session on this node."""
 
-    def __init__(self, session: str, listener: socket.socket, head_grace_s: float) -> None:
+    def __init__(
+        self, session: str, listener: socket.socket, head_grace_s: float, node: str = ""
+    ) -> None:
         self._session = session
+        self._node = node
         self._listener = listener
         self._head_grace_s = head_grace_s
         self._table = Table()
         self._deadlines = Deadlines()
-        self._runs = Runs(session, self._table, self._deadlines)
+        self._runs = Runs(session, self._table, self._deadlines, node)
         self._head: HeadLink | None = None
         self._snapshot: Iterator[Snapshot] = iter(())
         self._gather_until: float | None = None
         self._stop: Stop | None = None
         self._ending = False  # the guard's verdict: no head will be heard any more
         self._guard_at = inf
+        self._keep_until: float | None = None
         listener.setblocking(False)
         self._wakeup = _wakeup_pipe()
         self._epoll = select.epoll()
@@ -105,7 +111,7 @@ class Launcher:
             return False
         if self._ending:
             try:
-                kill_marked(self._session, lambda _: True)
+                kill_marked(self._session, lambda _: True, self._node)
             except Unavailable as error:
                 log("launcher.leftovers", error=error.message)
             self._runs.clear_scratch()
@@ -124,7 +130,9 @@ class Launcher:
     # The head
 
     def _await_head(self) -> None:
-        self._guard_at = boot_now() + self._head_grace_s
+        if self._ending:
+            return
+        self._guard_at = self._keep_until or boot_now() + self._head_grace_s
         self._deadlines.add(self._guard_at, _GUARD)
         self._epoll.register(self._listener.fileno(), select.EPOLLIN)
 
@@ -139,7 +147,7 @@ class Launcher:
             return
         head = HeadLink(connection)
         self._head = head
-        self._guard_at = inf
+        self._guard_at = self._keep_until or inf
         self._snapshot = self._table.snapshot(self._session, os.getpid())
         # The next head waits in the backlog until this one has been read to its end.
         self._epoll.unregister(self._listener.fileno())
@@ -194,6 +202,9 @@ class Launcher:
             case Renew():
                 for job, epoch, deadline in frame.deadlines:
                     self._runs.renew((job, epoch), deadline)
+            case Keep():
+                self._keep_until = self._guard_at = frame.until
+                self._deadlines.add(self._guard_at, _GUARD)
             case BaseEnv():
                 self._runs.set_base(frame)
             case Stop():
@@ -272,11 +283,12 @@ class Launcher:
         self._guard_at = inf
         with suppress(FileNotFoundError):
             os.unlink(self._listener.getsockname())
-        self._epoll.unregister(self._listener.fileno())
+        if self._head is None:
+            self._epoll.unregister(self._listener.fileno())
         self._listener.close()
         self._table.withdraw_all("stopping")
         self._runs.kill_all("allocation_end", _END_GRACE_S)
-        signal_marked(self._session, lambda _: True, signal.SIGTERM)
+        signal_marked(self._session, lambda _: True, signal.SIGTERM, self._node)
 
 
 def _wakeup_pipe() -> int:

@@ -40,9 +40,10 @@ _GIVE_UP_S = 10.0
 class Runs:
     """Acts on the runs of `table`; `deadlines` tells when to call `expire`."""
 
-    def __init__(self, session: str, table: Table, deadlines: Deadlines) -> None:
-        self.spawner = Spawner(session)
+    def __init__(self, session: str, table: Table, deadlines: Deadlines, node: str = "") -> None:
+        self.spawner = Spawner(session, node)
         self._session = session
+        self._node = node
         self._table = table
         self._deadlines = deadlines
         self._reaper = Reaper(session)
@@ -271,7 +272,9 @@ class Runs:
             self._watch(run)
             asked[run.task.key] = run
         if asked:
-            signal_marked(self._session, lambda process: _left(process, asked), signal.SIGTERM)
+            signal_marked(
+                self._session, lambda process: _left(process, asked), signal.SIGTERM, self._node
+            )
 
 
 def _exit_of(done: Done) -> Exit:

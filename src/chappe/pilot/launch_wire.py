@@ -20,9 +20,17 @@ from chappe.core.limits import MIB
 FRAME_BYTES = 8 * MIB
 """Longest frame; execve(2) takes about 2 MiB of arguments and environment, so one task always fits."""
 
-KillReason = Literal["timeout", "cancelled", "takeover", "allocation_end"]
+KillReason = Literal["timeout", "cancelled", "takeover", "allocation_end", "node_lost"]
 EndReason = Literal[
-    "exit", "signal", "timeout", "cancelled", "takeover", "allocation_end", "start_failed", "hook"
+    "exit",
+    "signal",
+    "timeout",
+    "cancelled",
+    "takeover",
+    "allocation_end",
+    "node_lost",
+    "start_failed",
+    "hook",
 ]
 """The values of `core.leases.Reason` that a launcher can know (not imported: it would cost memory)."""
 
@@ -209,6 +217,13 @@ class Renew(msgspec.Struct, frozen=True, array_like=True, tag="renew"):
     deadlines: list[tuple[str, int, float]]
 
 
+class Keep(msgspec.Struct, frozen=True, array_like=True, tag="keep"):
+    """Stay until then (CLOCK_BOOTTIME seconds), unless told again. Past it the launcher ends all that it
+    runs, whoever is connected: it is out of its head's reach, and its runs may be started elsewhere."""
+
+    until: float
+
+
 class Ack(msgspec.Struct, frozen=True, array_like=True, tag="ack"):
     """The head has these ends safe; forget them."""
 
@@ -345,7 +360,7 @@ class Forked(msgspec.Struct, frozen=True, array_like=True, tag="forked"):
     pid: int
 
 
-HeadFrame = BaseEnv | Start | Kill | Withdraw | Renew | Ack | Stop
+HeadFrame = BaseEnv | Start | Kill | Withdraw | Renew | Keep | Ack | Stop
 LauncherFrame = Snapshot | Events
 
 _encoder = msgspec.msgpack.Encoder()

@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _keep_descriptors_from_jobs()
     become_subreaper()
     os.chdir("/")
-    Launcher(options.session, listener, options.head_grace_s).run()
+    node = os.environ.get("CHAPPE_NODE", "")
+    Launcher(options.session, listener, options.head_grace_s, node).run()
     return 0
 
 

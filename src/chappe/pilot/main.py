@@ -24,15 +24,17 @@ from chappe.link.faults import arm_from_env
 from chappe.link.http import HubClient
 from chappe.link.journal import FILE
 from chappe.pilot import session as sessions
-from chappe.pilot import topology
 from chappe.pilot.head import EXIT_AGAIN, Head
+from chappe.pilot.hosts import Hosts
+from chappe.pilot.hosts import find as find_hosts
 from chappe.pilot.journal import open_journal
 from chappe.pilot.lifetime import Lifetime
 from chappe.pilot.log import LogFile, open_log
 from chappe.pilot.nodes import Node
+from chappe.pilot.own_node import own_node
 from chappe.pilot.placement import Placement
 from chappe.pilot.procs import become_subreaper
-from chappe.pilot.session import Options, Session
+from chappe.pilot.session import Session
 
 EXIT_UNUSABLE = 2
 
@@ -70,11 +72,15 @@ async def _run(
         journal, damage = open_journal(directory / FILE, now())
         if damage:
             log.error("journal.damaged", message=damage)
-        placement = _placement(session.options)
+        hosts = await find_hosts(session.hosts, session.session)
+        if hosts is not None:
+            # What we start bears the mark of our node; the others' is none of our business.
+            os.environ["CHAPPE_NODE"] = hosts.names[0]
+        placement = _placement(session, hosts)
         async with HubClient(
             session.url, token, ca_file=session.ca_file, user_agent="chappe-pilot"
         ) as hub:
-            head = Head(session, directory, hub, journal, placement, lifetime, log, file)
+            head = Head(session, directory, hub, journal, placement, lifetime, log, file, hosts)
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGTERM, head.sigterm)
             loop.set_exception_handler(lambda _, context: _broken(head, log, context))
@@ -100,23 +106,13 @@ def _broken(head: Head, log: FilteringBoundLogger, context: dict[str, Any]) -> N
         head.fail(error)
 
 
-def _placement(options: Options) -> Placement:
-    """The node as this process may use it, and as the Site's owner limits it. Raises TopologyProblem."""
+def _placement(session: Session, hosts: Hosts | None) -> Placement:
+    """The nodes that are there from the beginning: this one. Raises TopologyProblem."""
+    name = "" if hosts is None else hosts.names[0]
+    found = own_node(session.options, hosts, name)
+    node = Node(found, found.mem_bytes, session.options.slots or None, name)
     # Lanes are numbered from the present: none is ever used by two heads.
-    return Placement([_node(options)], first_lane=int(boottime() * 1e6) + 1)
-
-
-def _node(options: Options) -> Node:
-    if options.topology:
-        found = topology.load(Path(options.topology))
-    else:
-        found = topology.read(os.sched_getaffinity(0), os.environ)
-    if options.cores:
-        found = topology.limit(found, options.cores)
-    memory = found.mem_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if options.mem_bytes:
-        memory = min(memory, options.mem_bytes)
-    return Node(found, memory, options.slots or None)
+    return Placement([node], first_lane=int(boottime() * 1e6) + 1)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class Placement:
     """Nodes, all alike as far as the Hub is told, and the slots taken of them."""
 
     def __init__(self, nodes: Sequence[Node], first_lane: int = 1) -> None:
-        self.nodes = nodes
+        self.nodes = list(nodes)
         # Never used twice: a restarted head must not queue a Job behind one that its predecessor left there.
         self._lane = first_lane
         self._open: dict[Need, dict[int, Slot]] = {}
@@ -90,6 +90,21 @@ class Placement:
         self._kept: Reservation | None = None
         self.shared = 0
         """Jobs that wait behind another in a slot."""
+
+    def node(self, name: str) -> Node | None:
+        """The node of this name."""
+        return next((node for node in self.nodes if node.name == name), None)
+
+    def add(self, node: Node) -> None:
+        """One more node."""
+        self.nodes.append(node)
+
+    def remove(self, name: str) -> None:
+        """A node is lost; what has room there may still give it back. The first is never lost."""
+        kept = [node for node in self.nodes[1:] if node.name != name]
+        if self._kept is not None and any(node.name == name for node in self._kept.nodes):
+            self._kept = None
+        self.nodes[1:] = kept
 
     @property
     def node_cores(self) -> int:

@@ -34,7 +34,7 @@ from chappe.link.ledger import Claim, Ledger
 from chappe.link.templates import Context
 from chappe.link.trust import TrustedKeys
 from chappe.link.values import MISSING
-from chappe.pilot import places
+from chappe.pilot import places, ranks
 from chappe.pilot.aftermath import After, Judged, judge
 from chappe.pilot.holding import Holding
 from chappe.pilot.launch_wire import Call, Care, Ended, Environment, Hook, Task
@@ -351,6 +351,10 @@ class _Batch:
             env["CHAPPE_RESULT"] = h.result = f"{cwd}/{files.result}"
         if h.after is not None and h.after.scratch:
             env["CHAPPE_SCRATCH"] = h.after.scratch
+        if slot is not None:
+            hosts = [share.node.name for share in slot.shares]
+            hostfile = f"{cwd}/{h.job}.{h.attempt}.hosts"
+            argv = ranks.command(argv, self._session.options, resources, hosts, hostfile)
         logs = names(h.job, h.attempt, workdir, files)
         call = None
         if spec.function is not None and admitted.environment is not None:
@@ -504,7 +508,8 @@ def _after(
     files = loaded.app.files
     if not (loaded.hooks or files.cleanup or files.scratch or files.count_io):
         return None
-    scratch = f"{scratch_of(session)}/{h.job}.{h.epoch}" if files.scratch else ""
+    node = "" if h.slot is None else h.slot.node.name
+    scratch = f"{scratch_of(session, node)}/{h.job}.{h.epoch}" if files.scratch else ""
     verdict = f"{cwd}/{'' if files.own_directory else f'{h.job}.{h.attempt}.'}verdict.json"
     return After(spec, max_attempts, files, cwd, verdict, scratch, loaded.validate)
 

@@ -1,8 +1,9 @@
 """Processes as the kernel shows them: our children, and who carries a Session's mark.
 
 Every process of an allocation has CHAPPE_SESSION in its environment, every process of a Job also
-CHAPPE_JOB_ID and CHAPPE_EPOCH. /proc/PID/environ shows what exec was given, so a process cannot lose the
-mark by accident; one that starts others with an emptied environment, or writes over its own, can. That is
+CHAPPE_JOB_ID and CHAPPE_EPOCH, and where there are several nodes CHAPPE_NODE. /proc/PID/environ shows what
+exec was given, so a process cannot lose the mark by accident; one that starts others with an emptied
+environment, or writes over its own, can. That is
 why the launcher looks at its children first (as subreaper it inherits every orphan) and at marks second.
 
 Two things make a kill safe from hitting a stranger that got a reused pid: our own unreaped children keep
@@ -90,18 +91,26 @@ def children_by_parent(parent: int) -> list[int]:
     return found
 
 
-def mark_of(pid: int, session: str) -> Marked | None:
-    """What `pid` says of itself, or None: not of this Session, gone, a zombie, or not ours to read."""
+def mark_of(pid: int, session: str, node: str = "") -> Marked | None:
+    """What `pid` says of itself, or None: not of this Session (and node), gone, a zombie, or not ours to
+    read."""
     data = b"\0" + _environ(pid)
     if b"\0CHAPPE_SESSION=" + session.encode() + b"\0" not in data:
+        return None
+    if node and _value(data, b"CHAPPE_NODE") != node:
         return None
     epoch = _value(data, b"CHAPPE_EPOCH")
     return Marked(pid, _value(data, b"CHAPPE_JOB_ID"), int(epoch) if epoch.isdigit() else 0)
 
 
-def find_marked(session: str) -> list[Marked]:
-    """Every process of the Session that lives now, this one excepted."""
-    return [m for pid in _pids() if (m := mark_of(pid, session)) and pid != os.getpid()]
+def find_marked(session: str, node: str = "") -> list[Marked]:
+    """Every process of the Session (and of one of its nodes) that lives now, this one excepted."""
+    return [m for pid in _pids() if (m := mark_of(pid, session, node)) and pid != os.getpid()]
+
+
+def node_of(pid: int) -> str:
+    """The node that `pid` says it is on, "" for none."""
+    return _value(b"\0" + _environ(pid), b"CHAPPE_NODE")
 
 
 def of_a_job(process: Marked) -> bool:
@@ -109,21 +118,25 @@ def of_a_job(process: Marked) -> bool:
     return process.job != ""
 
 
-def signal_marked(session: str, chosen: Callable[[Marked], bool], signum: int) -> list[int]:
-    """Send `signum` to the Session's processes that are `chosen`; the pids that got it."""
+def signal_marked(
+    session: str, chosen: Callable[[Marked], bool], signum: int, node: str = ""
+) -> list[int]:
+    """Send `signum` to the Session's processes (of a node) that are `chosen`; the pids that got it."""
     reached = []
     for pid in _pids():
-        if pid == os.getpid() or mark_of(pid, session) is None:
+        if pid == os.getpid() or mark_of(pid, session, node) is None:
             continue
         with _hold(pid) as send:
-            process = mark_of(pid, session)
+            process = mark_of(pid, session, node)
             if process is not None and chosen(process) and send(signum):
                 reached.append(pid)
     return reached
 
 
-def kill_marked(session: str, chosen: Callable[[Marked], bool] = of_a_job) -> list[int]:
-    """Kill the Session's processes that are `chosen`, until no more appear; returns their pids.
+def kill_marked(
+    session: str, chosen: Callable[[Marked], bool] = of_a_job, node: str = ""
+) -> list[int]:
+    """Kill the Session's processes (of a node) that are `chosen`, until no more appear; their pids.
 
     Those that are or become our children are reaped. Blocks until they are gone: usually milliseconds.
     Raises Unavailable when some outlive 10 s of SIGKILL (a hung file system) or new ones keep appearing.
@@ -131,7 +144,7 @@ def kill_marked(session: str, chosen: Callable[[Marked], bool] = of_a_job) -> li
     killed: dict[int, None] = {}
     deadline = time.clock_gettime(time.CLOCK_BOOTTIME) + _KILL_WAIT_S
     for _ in range(_KILL_ROUNDS):
-        pids = signal_marked(session, chosen, signal.SIGKILL)
+        pids = signal_marked(session, chosen, signal.SIGKILL, node)
         if not pids:
             return list(killed)
         killed.update(dict.fromkeys(pids))

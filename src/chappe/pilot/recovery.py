@@ -39,9 +39,12 @@ def unclear(recovered: Recovered, snapshot: Snapshot | None) -> list[Grant]:
     ]
 
 
-def plan(recovered: Recovered, snapshot: Snapshot | None, claimed: Collection[str]) -> Plan:
+def plan(
+    recovered: Recovered, snapshot: Snapshot | None, claimed: Collection[str], *, sure: bool = True
+) -> Plan:
     """Sort what the journal holds. `snapshot` is None when the launcher was gone, `claimed` names the Jobs
-    whose start is claimed by this Session."""
+    whose start is claimed by this Session. It is not `sure` that the launcher which had one of these is
+    among those that were asked: then what none of them knows is lost."""
     made = Plan()
     grants = {(g.job, g.epoch): g for g in recovered.grants.values()}
     for end in recovered.ends.values():
@@ -60,7 +63,7 @@ def plan(recovered: Recovered, snapshot: Snapshot | None, claimed: Collection[st
             else:
                 made.strays.append(ended.key)
     for grant in grants.values():
-        lost = snapshot is None and grant.job in claimed
+        lost = (snapshot is None or not sure) and grant.job in claimed
         (made.lost if lost else made.startable).append(grant)
     return made
 

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 _NAME = "chappe-scratch"
 
 
-def scratch_of(session: Session) -> str:
-    """The directory of a Session's scratch directories. It need not exist."""
-    return str(_base(session.scratch_base) / session.session)
+def scratch_of(session: Session, node: str = "") -> str:
+    """The directory of a Session's scratch directories on a node. It need not exist."""
+    # Emulated nodes share a disk, and one must not clear another's.
+    return str(_base(session.scratch_base) / session.session / node)
 
 
 def sweep(base: Path, keep: str = "") -> int:

@@ -19,6 +19,7 @@ from chappe.core.hidden import HidesToken
 from chappe.core.ids import check_id
 from chappe.link.files import write_atomic
 from chappe.link.functions import FunctionRules
+from chappe.pilot.hosts import HostsOptions
 
 FILE = "session.json"
 _BEGAN = "began"
@@ -39,7 +40,8 @@ class Options(msgspec.Struct, frozen=True):
     Job end the allocation. `drain_s` before its end Jobs are ended (TERM, then KILL) and reported. After
     SIGTERM the allocation ends within `kill_s`; 0: when its Jobs have ended. `head_grace_s` is how long the
     launcher keeps Jobs for a restarted pilot. `topology` names a file that says what the node is made of
-    (empty: the kernel is asked); `named` is all that the Site has of its own countable resources.
+    (empty: the kernel is asked); `named` is all that the Site has of its own countable resources. `ranks` is
+    the command that starts the ranks of a Job, with a host file of a `host_line` for each node.
     """
 
     cores: Annotated[int, Meta(ge=0, le=limits.CORES_MAX)] = 0
@@ -51,6 +53,8 @@ class Options(msgspec.Struct, frozen=True):
     head_grace_s: Seconds = limits.HEAD_GRACE_S
     topology: str = ""
     named: dict[str, int] = {}
+    ranks: tuple[str, ...] = ()
+    host_line: str = "{node}:{ranks}"
 
 
 class Session(HidesToken, msgspec.Struct, frozen=True):
@@ -79,6 +83,7 @@ class Session(HidesToken, msgspec.Struct, frozen=True):
     wall_s: float | None = None
     options: Options = Options()
     functions: FunctionRules = FunctionRules()
+    hosts: HostsOptions = HostsOptions()
 
     @property
     def data(self) -> Path:

@@ -37,8 +37,9 @@ class StartError(ChappeError):
 class Spawner:
     """Starts processes of one Session. Call `settle` after a batch of starts."""
 
-    def __init__(self, session: str) -> None:
+    def __init__(self, session: str, node: str = "") -> None:
         self._session = session
+        self._node = {"CHAPPE_NODE": node} if node else {}
         self._base: dict[str, str] = {}
         self.shared_log = ""
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -80,6 +81,7 @@ class Spawner:
         return {
             **self._base,
             **task.env,
+            **self._node,
             "CHAPPE_SESSION": self._session,
             "CHAPPE_JOB_ID": task.job,
             "CHAPPE_EPOCH": str(task.epoch),
@@ -91,7 +93,7 @@ class Spawner:
 
         It speaks to nobody else: what it prints goes to our log.
         """
-        env = {**self._base, **env, "CHAPPE_SESSION": self._session}
+        env = {**self._base, **env, **self._node, "CHAPPE_SESSION": self._session}
         os.chdir("/")
         self._place([])
         try:

@@ -17,11 +17,11 @@ from chappe.link.cleanup import Cleanup
 from chappe.link.clock import boottime, now
 from chappe.link.journal import End
 from chappe.pilot.aftermath import After, Judged
+from chappe.pilot.crew import Crew
 from chappe.pilot.desk import Arrival, Desk, Done, Work
 from chappe.pilot.ends import end_of
 from chappe.pilot.holding import Holding, Phase
 from chappe.pilot.holdings import Holdings
-from chappe.pilot.keeper import Keeper
 from chappe.pilot.lanes import Lanes
 from chappe.pilot.launch_wire import Ended, Events, Key, Started, Task
 from chappe.pilot.launch_wire import Refused as NotStarted
@@ -51,7 +51,7 @@ class Works:
         outbox: Outbox,
         lifetime: Lifetime,
         desk: Desk,
-        keeper: Keeper,
+        keeper: Crew,
         uploads: Uploads,
         parents: Parents,
         disk: Disk,
@@ -199,15 +199,22 @@ class Works:
             self._unjudged.append((h, ended, h.after))
             self._todo.set()
 
+    def judged(self, key: Key) -> bool:
+        """Whether its end is known and being looked at."""
+        return key in self._judging
+
     def lost(self, cause: str) -> None:
         """The launcher died, and nothing of what it had started is left."""
         at = now()
+        own = self._holdings.placement.nodes[0].name
         lost = [
             h
             for h in self._holdings.all()
-            if Phase.HANDED <= h.phase <= Phase.RUNNING and h.key not in self._judging
+            if Phase.HANDED <= h.phase <= Phase.RUNNING
+            and h.key not in self._judging
+            and self._keeper.where(h.key) == own
         ]
-        self._unacked.clear()
+        self._unacked = {key for key in self._unacked if self._keeper.where(key) != own}
         for h in lost:
             self.over(h, h.end(Reason.LAUNCHER_LOST, at, f"the launcher was lost: {cause}"))
         self._log.error("jobs.lost", jobs=len(lost), cause=cause)
@@ -401,7 +408,15 @@ class Works:
                 self._give_back([h])
         self._holdings.again([h for h in again if not h.ending])
         if tasks:
-            self._keeper.start(tasks)
+            self._keeper.start(tasks, [self._node(task) for task in tasks])
+
+    def _node(self, task: Task) -> str:
+        h = self._holdings.get(task.job, task.epoch)
+        return (
+            self._holdings.placement.nodes[0].name
+            if h is None or h.slot is None
+            else h.slot.node.name
+        )
 
     def _prepared(self, h: Holding, task: Task, tasks: list[Task], again: list[Holding]) -> None:
         h.claim()

@@ -151,6 +151,31 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             description="Directory on the node's own disk or memory for sockets. Empty: $TMPDIR, or /tmp."
         ),
     ] = ""
+    node_names: Annotated[
+        list[str],
+        Meta(
+            description="Command that prints the names of an allocation's nodes, one to a line: "
+            '["scontrol", "show", "hostnames"]. Empty: one node.'
+        ),
+    ] = []
+    hands: Annotated[
+        list[str],
+        Meta(
+            description="Command that runs what follows it on a further node of the allocation: "
+            '["ssh", "{node}"]. Needed with `node_names`.'
+        ),
+    ] = []
+    ranks: Annotated[
+        list[str],
+        Meta(
+            description="Command that starts the ranks of a Job, whose own command follows it. It may use "
+            "{ranks}, {ranks_per_node}, {threads}, {nodes}, {hosts} and {hostfile}: "
+            '["mpiexec", "-n", "{ranks}", "-f", "{hostfile}"].'
+        ),
+    ] = []
+    host_line: Annotated[
+        str, Meta(description="A line of {hostfile}; Open MPI wants `{node} slots={ranks}`.")
+    ] = "{node}:{ranks}"
     topology: Annotated[
         str,
         Meta(
@@ -241,6 +266,12 @@ def parse(text: str, where: str) -> SiteConfig:
         raise SiteProblem(
             f"{where}:{line_of(text, field)}: {field}: {e.message}", field=field
         ) from None
+    if bool(config.pilot.hands) != bool(config.pilot.node_names):
+        field = "pilot.hands"
+        raise SiteProblem(
+            f"{where}:{line_of(text, field)}: {field}: give both `hands` and `node_names`, or neither",
+            field=field,
+        )
     return config
 
 

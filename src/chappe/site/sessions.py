@@ -72,10 +72,22 @@ def write_session(
             "head_grace_s": pilot.head_grace_s,
             "topology": str(paths.root / pilot.topology) if pilot.topology else "",
             "named": config.resources.named,
+            "ranks": pilot.ranks,
+            "host_line": pilot.host_line,
         },
         "functions": config.functions,
+        "hosts": _hosts(config, intent),
     }
     write_atomic(directory / SESSION_FILE, msgspec.json.encode(content), 0o600)
+
+
+def _hosts(config: SiteConfig, intent: BatchJobIntent) -> dict[str, object]:
+    """How the pilot finds the nodes of its allocation, and starts hands on them."""
+    if config.scheduler.kind == "local":
+        return {"kind": "emulated", "nodes": intent.nodes} if intent.nodes > 1 else {}
+    if not config.pilot.hands:
+        return {}
+    return {"kind": "command", "names": config.pilot.node_names, "start": config.pilot.hands}
 
 
 def write_script(
