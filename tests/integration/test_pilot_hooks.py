@@ -244,6 +244,24 @@ async def test_scratch_is_removed_whoever_is_killed(site: RealSite, killed: str)
     assert scratches(site) == []
 
 
+def modes(*paths: Path) -> list[str]:
+    return [oct(path.stat().st_mode & 0o777) for path in paths]
+
+
+async def test_jobs_have_the_umask_of_their_site_and_secrets_have_none(site: RealSite) -> None:
+    pilot = await site.session({"umask": 0o027})
+    await pilot.start()
+    (job,) = await site.submit([site.dir.spec("sh", text="umask; mkdir d; echo x > f")])
+    await site.reaches_final(job)
+    where = directory(site, job)
+    assert where.joinpath("stdout.log").read_text().strip() == "0027"
+    found = modes(where.parent, where, where / "d", where / "f", where / "stdout.log")
+    assert found == ["0o750", "0o750", "0o750", "0o640", "0o640"]
+    private = modes(pilot.directory / "launcher.json", pilot.directory / "session.json")
+    assert private == ["0o600", "0o600"]
+    assert modes(*(site.dir.path / "ledger").iterdir()) == ["0o700"]
+
+
 async def test_a_head_killed_while_a_hook_runs_is_followed_by_one_that_hears_its_verdict(
     site: RealSite, tmp_path: Path
 ) -> None:

@@ -79,6 +79,16 @@ def test_an_error_names_file_line_and_field(change: tuple[str, str], line: str, 
     assert named.startswith(line)
 
 
+def test_the_umask_of_jobs_is_that_of_the_owner_unless_the_file_says_another() -> None:
+    given = config.parse(config.TEMPLATE, "site.toml")
+    assert config.with_umask(given, 0o077).pilot.umask == "077"
+    assert config.with_umask(given, 0o002).pilot.umask == "022"
+    text = uncommented(config.TEMPLATE).replace('umask = ""', 'umask = "0007"')
+    assert config.with_umask(config.parse(text, "site.toml"), 0o002).pilot.umask == "0007"
+    with pytest.raises(SiteProblem, match=r"pilot\.umask"):
+        config.parse(text.replace('"0007"', '"u=rwx"'), "site.toml")
+
+
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SiteProblem, match="chappe site init"):
         config.load(tmp_path)

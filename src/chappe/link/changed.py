@@ -39,7 +39,8 @@ class ChangedParameters:
         before = self._read(job)
         merged = parameters if before is None else {**before.parameters, **parameters}
         path = self._path(job)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (self._root, path.parent):
+            directory.mkdir(mode=0o700, exist_ok=True)
         write_atomic(path, msgspec.json.encode(_Changed(attempt, merged)), durable=False)
 
     def get(self, job: str, attempt: int) -> dict[str, Any]:

@@ -79,8 +79,16 @@ def below(base: Path, relative: str) -> Path:
     return Path(real)
 
 
-def make_below(base: Path, relative: str) -> Path:
-    """Like `below`, and the directory exists afterwards. PathEscape, OSError."""
+def make_below(base: Path, relative: str, mode: int | None = None) -> Path:
+    """Like `below`, and the directory exists afterwards. Those that were made for it have `mode`, whatever
+    the umask (None: what that leaves). PathEscape, OSError."""
     path = below(base, relative)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    missing = []
+    while not path.is_dir() and path not in missing:
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        if mode is not None:
+            directory.chmod(mode)
+    return below(base, relative) if missing else path

@@ -140,7 +140,8 @@ class Ledger:
         try:
             self._make(target, path)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            # Whatever the umask: who could write here would decide what is started.
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             self._make(target, path)
 
     def _make(self, target: str, path: str) -> None:
@@ -170,7 +171,7 @@ class Ledger:
             try:
                 os.symlink(target, ticket)
             except FileNotFoundError:
-                os.makedirs(os.path.dirname(ticket), exist_ok=True)
+                os.makedirs(os.path.dirname(ticket), mode=0o700, exist_ok=True)
                 os.symlink(target, ticket)
             self._said[target] = ticket
         return ticket

@@ -225,6 +225,7 @@ class Keeper:
             self._file.stream,
             head_grace_s=self._session.options.head_grace_s,
             env={**os.environ, "CHAPPE_NODE": self._node} if self._node else None,
+            umask=self._session.options.umask,
         )
         await self._connect(path)
 

@@ -60,10 +60,12 @@ async def start_process(
     *,
     head_grace_s: float = HEAD_GRACE_S,
     env: Mapping[str, str] | None = None,
+    umask: int = -1,
 ) -> Process:
     """Start a launcher that listens at `path` (in a directory 0700) and logs to `log`.
 
     `env` is its environment (default: ours), with CHAPPE_SESSION set: it bears the mark like all others.
+    `umask` is for Jobs, and so its own (-1: ours).
     Its death is seen by `LauncherClient.gone`. Raises Invalid, Unavailable (a launcher lives at `path`).
     """
     with listen(path) as listener:
@@ -79,6 +81,7 @@ async def start_process(
             env={**(os.environ if env is None else env), "CHAPPE_SESSION": session},
             pass_fds=(listener.fileno(),),
             start_new_session=True,
+            umask=umask,
         )
 
 

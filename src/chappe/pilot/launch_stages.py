@@ -58,10 +58,7 @@ def first(task: Task) -> Stage:
     if care is None:
         return _command(task)
     if care.scratch:
-        os.makedirs(os.path.dirname(care.scratch), mode=0o700, exist_ok=True)
-        # Left by a start of this attempt that was cut short: it goes on with it.
-        with suppress(FileExistsError):
-            os.mkdir(care.scratch, 0o700)
+        _make_scratch(care.scratch)
     return _hook(task, PREPROCESS, {}) or _command(task)
 
 
@@ -98,6 +95,18 @@ def hook_end(run: Run, status: int) -> HookEnd:
     elif code > 0:
         problem = f"exited with {code}"
     return HookEnd(run.stage, problem)
+
+
+def _make_scratch(path: str) -> None:
+    """Make an attempt's directory, in its Session's, in that of all of ours; it may be there from a start
+    that was cut short. Raises OSError, also where another user was first."""
+    session = os.path.dirname(path)
+    for directory in (os.path.dirname(session), session, path):
+        with suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+        status = os.lstat(directory)
+        if status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise PermissionError(f"{directory} is not ours alone: remove it")
 
 
 def _well(run: Run) -> bool:

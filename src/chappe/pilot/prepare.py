@@ -46,6 +46,7 @@ from chappe.wire.sync import Grant
 
 _BASE_NAMES = ("PATH", "HOME", "USER", "LANG", "TMPDIR")
 _RAW_FILES = Files()
+_PRIVATE = 0o700
 
 
 class Order(NamedTuple):
@@ -262,6 +263,7 @@ class _Batch:
         self._codes = codes
         self._session = session
         self._changed = changed
+        self._mode = 0o777 & ~session.options.umask
         self._data = data
         self._ledger = ledger
         self._apps = apps
@@ -432,7 +434,7 @@ class _Batch:
         made = self._parent(os.path.dirname(relative))
         path = f"{made}/{os.path.basename(relative)}"
         try:
-            os.mkdir(path)
+            self._mkdir(path)
         except FileExistsError:
             # From a start of this attempt that was cut short; a link in its place would lead elsewhere.
             if os.path.islink(path) or not os.path.isdir(path):
@@ -443,7 +445,7 @@ class _Batch:
         """A directory that several Jobs of the batch may have in common: its path is resolved once."""
         made = self._made.get(relative)
         if made is None:
-            made = self._made[relative] = str(make_below(self._data, relative))
+            made = self._made[relative] = str(make_below(self._data, relative, self._mode))
         return made
 
     def _parent(self, relative: str) -> str:
@@ -454,11 +456,17 @@ class _Batch:
         above, name = os.path.split(relative)
         path = f"{self._shared(above)}/{name}"
         try:
-            os.mkdir(path)
+            self._mkdir(path)
         except FileExistsError:
             return self._shared(relative)
         self._made[relative] = path
         return path
+
+    def _mkdir(self, path: str) -> None:
+        """Make a directory with the Site's mode for those of Jobs; the head's own umask is the strictest."""
+        os.mkdir(path)
+        if self._mode != _PRIVATE:
+            os.chmod(path, self._mode)
 
 
 def _workdir(spec: JobSpec, files: Files) -> str:

@@ -42,6 +42,7 @@ class Options(msgspec.Struct, frozen=True):
     launcher keeps Jobs for a restarted pilot. `topology` names a file that says what the node is made of
     (empty: the kernel is asked); `named` is all that the Site has of its own countable resources. `ranks` is
     the command that starts the ranks of a Job, with a host file of a `host_line` for each node.
+    `umask` is that of Jobs, and of the directories made for them.
     """
 
     cores: Annotated[int, Meta(ge=0, le=limits.CORES_MAX)] = 0
@@ -55,15 +56,16 @@ class Options(msgspec.Struct, frozen=True):
     named: dict[str, int] = {}
     ranks: tuple[str, ...] = ()
     host_line: str = "{node}:{ranks}"
+    umask: Annotated[int, Meta(ge=0, le=0o777)] = 0o077
 
 
 class Session(HidesToken, msgspec.Struct, frozen=True):
     """One allocation. Directories are absolute; `site_dir` holds apps/, trusted_keys and ledger/.
 
     The token stands here, or in `token_file`. `data_dir` is `site_dir`/data unless given; `node_local` is a
-    directory on the node itself, for sockets ($TMPDIR or /tmp unless given), `scratch` one for Jobs' scratch
-    (`node_local` unless given). The allocation ends at `ends_at`
-    (seconds since 1970), or `wall_s` after its pilot first began; without both it has no known end.
+    directory on the node itself, for sockets ($TMPDIR or /tmp unless given), `scratch` one for what Jobs need
+    there (`node_local` unless given). The allocation ends at `ends_at` (seconds since 1970), or `wall_s`
+    after its pilot first began; without both it has no known end.
     `functions` says whether signed Python functions may run, and in which environments.
     """
 

@@ -154,7 +154,7 @@ class Spawner:
         if task.log == "none":
             return self._null
         if self._shared_fd < 0:
-            self._shared_fd = _open_log(self.shared_log, [])
+            self._shared_fd = _open_log(self.shared_log, [], 0o600)
         return self._shared_fd
 
 
@@ -183,9 +183,9 @@ def _failure(act: str, what: object, error: Exception) -> StartError:
     return StartError(f"cannot {act} {what!r}: {words}"[:_MESSAGE_CHARS])
 
 
-def _open_log(path: str, opened: list[int]) -> int:
+def _open_log(path: str, opened: list[int], mode: int = 0o666) -> int:
     try:
-        fd = os.open(path, _LOG_FLAGS, 0o666)
+        fd = os.open(path, _LOG_FLAGS, mode)
     except (OSError, ValueError) as error:
         raise _failure("open the log", path, error) from error
     opened.append(fd)

@@ -134,7 +134,7 @@ class Worker:
         if path != shared_log:
             if fd >= 0:
                 os.close(fd)
-            fd = os.open(shared_log, _LOG_FLAGS, 0o666)
+            fd = os.open(shared_log, _LOG_FLAGS, 0o600)
             self._shared = (shared_log, fd)
         return fd
 

@@ -121,13 +121,15 @@ async def prune_ledger(ledger: Ledger) -> None:
         await asyncio.sleep(PRUNE_EVERY_S)
 
 
-async def serve(directory: Path, on_ready: Callable[[], None]) -> None:
+async def serve(directory: Path, umask: int, on_ready: Callable[[], None]) -> None:
     """Be the agent of `directory` until SIGTERM or SIGINT; `on_ready` is called when it works.
+
+    `umask` is that of the Site's owner, for Jobs.
 
     Raises what keeps it from starting (SiteProblem, TokenProblem, AgentRunning, …), Superseded, AgentBroken.
     """
     paths = SitePaths.of(directory)
-    config = site_config.load(paths.root)
+    config = site_config.with_umask(site_config.load(paths.root), umask)
     site_config.use_proxy(config)
     token = read_token(paths)
     paths.outbox.mkdir(mode=0o700, exist_ok=True)

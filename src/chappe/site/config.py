@@ -176,6 +176,22 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host_line: Annotated[
         str, Meta(description="A line of {hostfile}; Open MPI wants `{node} slots={ranks}`.")
     ] = "{node}:{ranks}"
+    scratch: Annotated[
+        str,
+        Meta(
+            description="Directory on the node for the scratch directories of Jobs whose App wants one. "
+            "Empty: as node_local."
+        ),
+    ] = ""
+    umask: Annotated[
+        str,
+        Meta(
+            pattern="^([0-7]{3,4})?$",
+            description='Umask of Jobs and of the directories that are made for them, as "007" where a group '
+            "is to write there. Empty: that of whoever runs `chappe site start`, but others may at most "
+            "read. Secrets are private whatever it says.",
+        ),
+    ] = ""
     topology: Annotated[
         str,
         Meta(
@@ -219,6 +235,17 @@ class SiteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def ca_path(self, directory: Path) -> str | None:
         """The file with the Hub's authority, absolute; None for the machine's own."""
         return str(directory / self.hub.ca_file) if self.hub.ca_file else None
+
+
+def with_umask(config: SiteConfig, umask: int) -> SiteConfig:
+    """The same, with a umask for Jobs if it has none: this one, but others never write.
+
+    Who can write where a Job works decides what it runs; an owner who wants that says so in the file.
+    """
+    if config.pilot.umask:
+        return config
+    pilot = msgspec.structs.replace(config.pilot, umask=f"{umask | 0o022:03o}")
+    return msgspec.structs.replace(config, pilot=pilot)
 
 
 def load(directory: Path) -> SiteConfig:

@@ -49,11 +49,11 @@ def main(argv: list[str]) -> int:
 
     try:
         arm_from_env()
-        os.umask(0o077)  # what an agent writes is its owner's business
+        umask = os.umask(0o077)  # what an agent writes is its owner's business
         paths = SitePaths.of(args.dir)
         paths.logs.mkdir(exist_ok=True)
         agent_log.configure(paths.logs / LOG_FILE, also_stderr=args.log_stderr)
-        asyncio.run(agent.serve(paths.root, lambda: say(FirstLine(ready=True))))
+        asyncio.run(agent.serve(paths.root, umask, lambda: say(FirstLine(ready=True))))
     except ChappeError as e:
         log.critical("the agent ends", code=e.code, error=e.message)
         say(FirstLine(ready=False, code=e.code, message=e.message))

@@ -61,6 +61,7 @@ def write_session(
         "token": reply.token,
         "ca_file": config.ca_path(paths.root),
         "node_local": pilot.node_local,
+        "scratch": pilot.scratch,
         "wall_s": wall_of(config, intent),
         "options": {
             "cores": intent.cores or pilot.cores,
@@ -70,6 +71,7 @@ def write_session(
             "drain_s": pilot.drain_s,
             "kill_s": pilot.kill_s,
             "head_grace_s": pilot.head_grace_s,
+            "umask": int(pilot.umask or "077", 8),
             "topology": str(paths.root / pilot.topology) if pilot.topology else "",
             "named": config.resources.named,
             "ranks": pilot.ranks,
