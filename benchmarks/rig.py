@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -37,10 +38,10 @@ class HubProcess:
     `ready_s` is how long it took from the start of the process to its ready line.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **options: Any) -> None:
         self.key_file = directory / "key"
         began = time.perf_counter()
-        self.running = start_hub(directory / "data", log_level="info")
+        self.running = start_hub(directory / "data", log_level="info", **options)
         self.ready_s = time.perf_counter() - began
         self.database = self.running.data / "hub.sqlite"
         self.pid = self.running.process.pid
@@ -74,9 +75,9 @@ class HubProcess:
 
 
 @contextmanager
-def hub(directory: Path) -> Iterator[HubProcess]:
+def hub(directory: Path, **options: Any) -> Iterator[HubProcess]:
     """A Hub with its files below `directory` (made, or as an earlier one left them)."""
-    process = HubProcess(directory)
+    process = HubProcess(directory, **options)
     try:
         yield process
     finally:
@@ -112,8 +113,8 @@ class Bed:
 
 
 @contextmanager
-def bed(directory: Path) -> Iterator[Bed]:
-    """A Hub with a Site and a Session of ours."""
+def bed(directory: Path, **options: Any) -> Iterator[Bed]:
+    """A Hub with a Site and a Session of ours. `options` are the Hub's."""
     with ExitStack() as stack:
-        running = stack.enter_context(hub(directory))
+        running = stack.enter_context(hub(directory, **options))
         yield Bed(running, stack)

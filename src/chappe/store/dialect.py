@@ -12,9 +12,9 @@ and for each row of what stands before it
     CROSS JOIN each(SELECT n …)each v   the numbers that the query finds: v.value
 
 SQLite reads them by json_each; PostgreSQL by its own functions, with the types said. Three more things
-are written once: `column ->> 'field'` of a column that holds JSON as text; `CROSS JOIN t ON …`, which tells
-SQLite to keep the order written and PostgreSQL to choose; and CAST(:x AS bigint), needed wherever
-`:x IS NULL` is asked, since PostgreSQL must know the type of a parameter.
+are written once: `column ->> 'field'` of a column that holds JSON as text; `CROSS JOIN t ON …`, by which
+both keep the order written, whatever they know of the tables' sizes; and CAST(:x AS bigint), needed
+wherever `:x IS NULL` is asked, since PostgreSQL must know the type of a parameter.
 
 A statement is expanded when SQLAlchemy compiles it, once for each database, so it costs nothing later.
 """
@@ -31,6 +31,12 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
 _TABLE = re.compile(r"\b(ints|texts|pairs|rows)\((:\w+)((?:,\s*\w+ \w+)*)\)\s+(\w+)")
+#: `CROSS JOIN table alias ON condition`, where the condition ends with the text or before the next clause.
+_ORDERED = re.compile(
+    r"CROSS JOIN (\w+)(?: (?!ON\b)(\w+))? ON\s+(.+?)"
+    r"(?=\s+(?:CROSS JOIN|LEFT JOIN|JOIN|WHERE|GROUP BY|ORDER BY|LIMIT)\b|\s*$)",
+    re.DOTALL,
+)
 _FIELD = re.compile(r"([\w.]+)\s*->>\s*'")
 _TYPES = {"int": "bigint", "float": "double precision", "text": "text"}
 
@@ -71,9 +77,12 @@ def sqlite(text: str) -> str:
 
 def postgresql(text: str) -> str:
     """The text for PostgreSQL."""
-    text = text.replace("CROSS JOIN each(", "CROSS_JOIN LATERAL (SELECT n AS value FROM (")
-    text = text.replace(")each ", ") found) ").replace("CROSS JOIN", "JOIN")
-    text = _FIELD.sub(r"CAST(\1 AS json)->>'", text.replace("CROSS_JOIN", "CROSS JOIN"))
+    text = text.replace(" each(", " LATERAL (SELECT n AS value FROM (").replace(
+        ")each ", ") found) "
+    )
+    # A subquery with OFFSET 0 is run for each row of what stands before it; so the order is kept.
+    text = _ORDERED.sub(_for_each, text)
+    text = _FIELD.sub(r"CAST(\1 AS json)->>'", text)
     each = (
         "(SELECT ordinality AS key, CAST(value AS {type}) AS value"
         " FROM json_array_elements_text(CAST({{}} AS json)) WITH ORDINALITY)"
@@ -98,6 +107,12 @@ Text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 def rows_where(condition: str) -> dict[str, Any]:
     """What makes an Index one of only the rows that meet `condition`, on both."""
     return {f"{name}_where": sa.text(condition) for name in ("sqlite", "postgresql")}
+
+
+def _for_each(found: re.Match[str]) -> str:
+    table, alias, condition = found.groups()
+    name = alias or table
+    return f"CROSS JOIN LATERAL (SELECT * FROM {table} {name} WHERE {condition} OFFSET 0) {name}"
 
 
 _Columns = list[tuple[str, str]]

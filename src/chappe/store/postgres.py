@@ -60,6 +60,10 @@ _WRITER = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "enable_bitmapscan": "off",
+    "enable_material": "off",
+    # A plan made for an empty table must not be kept for a full one.
+    "plan_cache_mode": "force_custom_plan",
     "jit": "off",
     **_SERVER_ALIVE,
 }

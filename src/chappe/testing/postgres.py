@@ -34,8 +34,8 @@ listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
 max_connections = 60
 shared_buffers = 64MB
-max_wal_size = 128MB
-min_wal_size = 32MB
+max_wal_size = 256MB
+min_wal_size = 48MB
 logging_collector = off
 log_min_messages = warning
 """
@@ -83,10 +83,16 @@ class PostgresServer:
     def _init(self, settings: Iterable[str]) -> None:
         if self._owner is not None:
             os.chown(self.directory, self._owner.pw_uid, self._owner.pw_gid)
-        self._run(
-            "initdb", "-D", self._data, "-U", "chappe", "-A", "trust", "--encoding=UTF8",
-            "--locale=C.UTF-8", "--no-sync", "--wal-segsize=4",
-        )  # fmt: skip
+        options = [
+            "-U",
+            "chappe",
+            "-A",
+            "trust",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+        ]
+        self._run("initdb", "-D", self._data, *options)
         with (self._data / "postgresql.conf").open("a") as config:
             config.write(_CONFIG + "\n".join(settings) + "\n")
 
