@@ -51,7 +51,17 @@ def test_the_commands_are_those_that_are_promised() -> None:
     names = {f"chappe {noun} {verb}" for noun, verbs in promised.items() for verb in verbs.split()}
     assert COMMANDS.keys() == names | {
         f"chappe {verb}"
-        for verb in ("doctor", "events", "login", "logout", "password", "run", "why")
+        for verb in (
+            "completion",
+            "doctor",
+            "events",
+            "login",
+            "logout",
+            "password",
+            "run",
+            "up",
+            "why",
+        )
     }
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from chappe.cli.options import duration_s
+from chappe.cli.options import duration_s, offers
 from chappe.cli.output import Out, ago, short_ids, with_output
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def command() -> None:
 
 
 @command.command()
-@click.option("-s", "--site", help="At this site (name or id).")
+@click.option("-s", "--site", shell_complete=offers("sites"), help="At this site (name or id).")
 @click.option("--state", type=click.Choice(STATES), help="In this state.")
 @with_output
 def ls(out: Out, site: str | None, state: str | None) -> None:
@@ -47,7 +47,9 @@ def ls(out: Out, site: str | None, state: str | None) -> None:
 
 
 @command.command()
-@click.option("-s", "--site", required=True, help="Where (name or id).")
+@click.option(
+    "-s", "--site", required=True, shell_complete=offers("sites"), help="Where (name or id)."
+)
 @click.option("--nodes", type=int, default=1, show_default=True, help="How many nodes.")
 @click.option("--cores", type=int, default=0, help="Cores of each node; 0 for all.")
 @click.option(

@@ -10,7 +10,7 @@ import click
 
 from chappe.cli import joblogs
 from chappe.cli.job_acts import cancel, hold, release, retry, rm, update
-from chappe.cli.options import conditions, filters, job_options, moment, options_of
+from chappe.cli.options import conditions, filters, job_options, moment, offers, options_of
 from chappe.cli.output import FAILED, Out, ago, short_ids, size, span, when, with_output
 
 if TYPE_CHECKING:
@@ -31,8 +31,15 @@ command.add_command(joblogs.command)
 
 
 @command.command()
-@click.argument("app", required=False)
-@click.option("-s", "--site", "sites", multiple=True, help="Where it may run; repeat for several.")
+@click.argument("app", required=False, shell_complete=offers("apps"))
+@click.option(
+    "-s",
+    "--site",
+    "sites",
+    multiple=True,
+    shell_complete=offers("sites"),
+    help="Where it may run; repeat for several.",
+)
 @click.option("-p", "--param", "params", multiple=True, metavar="K=V", help="A parameter; repeat.")
 @click.option(
     "--file", "file", type=click.File("rb"), help="Jobs as JSON or JSON lines; - for stdin."
@@ -181,7 +188,7 @@ def _row(view: JobView, short: str, sites: dict[str, str], *, wide: bool) -> tup
 
 
 @command.command()
-@click.argument("id")
+@click.argument("id", shell_complete=offers("jobs"))
 @with_output
 def show(out: Out, id: str) -> None:
     """Show all that is known of one job."""
@@ -274,7 +281,7 @@ def _hook(hook: Any) -> str:
 
 
 @command.command()
-@click.argument("ids", nargs=-1, required=True)
+@click.argument("ids", nargs=-1, required=True, shell_complete=offers("jobs"))
 @with_output
 def watch(out: Out, ids: tuple[str, ...]) -> None:
     """Print changes of state until all have ended.
@@ -310,7 +317,7 @@ def _style(phase: str | None) -> str | None:
 
 
 @command.command()
-@click.argument("id")
+@click.argument("id", shell_complete=offers("jobs"))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to this file.")
 @with_output
 def result(out: Out, id: str, output: Path | None) -> None:

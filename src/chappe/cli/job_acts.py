@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chappe.cli.options import conditions, filters
+from chappe.cli.options import conditions, filters, offers
 from chappe.cli.output import Out, with_output
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _which(command: Callable[..., None]) -> Callable[..., None]:
     command = click.option("-y", "--yes", is_flag=True, help="Do not ask, however many match.")(
         command
     )
-    return click.argument("ids", nargs=-1)(filters(command))
+    return click.argument("ids", nargs=-1, shell_complete=offers("jobs"))(filters(command))
 
 
 @click.command()

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "site": ("chappe.cli.site", "Make, check, start and stop sites."),
     "app": ("chappe.cli.app", "Show the apps that sites offer; check an app's file."),
     "job": ("chappe.cli.job", "Submit, list, watch, cancel, retry, hold, update and delete jobs."),
+    "up": ("chappe.cli.up", "Start a hub and a site on this machine in one go."),
     "run": ("chappe.cli.run", "Run one command at a site, signed with your key."),
     "events": ("chappe.cli.events", "Print what the hub concluded; -f follows."),
     "why": ("chappe.cli.why", "Say exactly what a job waits for."),
@@ -31,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("chappe.cli.audit", "Show who changed what."),
     "batch-job": ("chappe.cli.batch_job", "Ask for allocations, list and cancel them."),
     "session": ("chappe.cli.session", "List pilots' sessions; declare one dead."),
+    "completion": (
+        "chappe.cli.completion",
+        "Complete commands, sites, apps and job ids in your shell.",
+    ),
 }
 
 EPILOG = """\b
@@ -41,7 +46,7 @@ Exit status: 0 done · 1 a job or a check failed · 2 wrong usage or input
 \b
 Environment: CHAPPE_CONFIG (the client's file), CHAPPE_KEY (the signing key),
 NO_COLOR.
-Completion: eval "$(_CHAPPE_COMPLETE=bash_source chappe)" (or zsh_source)
+Completion: chappe completion --help
 """
 
 

@@ -54,6 +54,19 @@ def moment(text: str) -> float:
         ) from None
 
 
+def offers(kind: str) -> Any:
+    """A `shell_complete` of one kind (see sdk.offers): sites, apps, jobs or states."""
+
+    def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> Any:
+        from click.shell_completion import CompletionItem  # here: nothing else needs these
+
+        from chappe.sdk import offers as sdk
+
+        return [CompletionItem(text, help=word) for text, word in sdk.offers(kind, incomplete)]
+
+    return complete
+
+
 def filters(command: F) -> F:
     """The conditions of `job ls` and of acts on many Jobs."""
     times = [
@@ -69,12 +82,18 @@ def filters(command: F) -> F:
         *times,
         click.option("--held", is_flag=True, default=None, help="Held, and not ended."),
         click.option("--tag", "tags", multiple=True, metavar="K=V", help="With this tag; repeat."),
-        click.option("--parent", metavar="ID", help="Children of this job."),
+        click.option(
+            "--parent", metavar="ID", shell_complete=offers("jobs"), help="Children of this job."
+        ),
         click.option("--name-prefix", metavar="TEXT", help="Whose name begins so."),
         click.option("--name", help="With exactly this name."),
-        click.option("--app", help="Of this app."),
-        click.option("-s", "--site", help="At this site (name or id)."),
-        click.option("--state", help="In this fine state, such as RUNNING."),
+        click.option("--app", shell_complete=offers("apps"), help="Of this app."),
+        click.option(
+            "-s", "--site", shell_complete=offers("sites"), help="At this site (name or id)."
+        ),
+        click.option(
+            "--state", shell_complete=offers("states"), help="In this fine state, such as RUNNING."
+        ),
         click.option("--phase", type=click.Choice(PHASES), help="In this coarse state."),
     ):
         command = option(command)
@@ -113,7 +132,12 @@ def job_options(command: F) -> F:
             help="What to do when a parent fails.",
         ),
         click.option(
-            "--parent", "parents", multiple=True, metavar="ID", help="Wait for it; repeat."
+            "--parent",
+            "parents",
+            multiple=True,
+            metavar="ID",
+            shell_complete=offers("jobs"),
+            help="Wait for it; repeat.",
         ),
         click.option("--priority", type=int, help="Higher runs first."),
         click.option("--tag", "tags", multiple=True, metavar="K=V", help="Attach a tag; repeat."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from chappe.cli.job import print_change
-from chappe.cli.options import job_options, options_of
+from chappe.cli.options import job_options, offers, options_of
 from chappe.cli.output import FAILED, OK, Out, plain, with_output
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@click.argument("site")
+@click.argument("site", shell_complete=offers("sites"))
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and return at once.")
 @job_options

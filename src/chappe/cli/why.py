@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from chappe.cli.options import offers
 from chappe.cli.output import Out, with_output
 
 
 @click.command("why")
-@click.argument("id")
+@click.argument("id", shell_complete=offers("jobs"))
 @with_output
 def command(out: Out, id: str) -> None:
     """Say exactly what job ID waits for, most important first."""

@@ -20,6 +20,7 @@ from chappe.sdk.functions import as_app
 from chappe.sdk.handles import AppHandle, JobHandle
 from chappe.sdk.logs import Part, Text
 from chappe.sdk.people import People
+from chappe.sdk.progress import Progress
 from chappe.sdk.results import ResultFile
 from chappe.sdk.selections import AsyncSelection, Changes, change_of
 from chappe.wire.bulk import JobCount
@@ -319,12 +320,16 @@ class AsyncClient:
                 yield job
 
     async def wait_all(
-        self, jobs: Iterable[AsyncJob], timeout_s: float | None = None
+        self, jobs: Iterable[AsyncJob], timeout_s: float | None = None, *, progress: bool = False
     ) -> list[AsyncJob]:
-        """Return the Jobs once all have ended, in whatever way; look at their `ok`."""
+        """Return the Jobs once all have ended, in whatever way; look at their `ok`.
+
+        `progress` draws a bar: on stderr where that is a terminal, or in a notebook.
+        """
         some = list(jobs)
-        async for _job in self.as_completed(some, timeout_s):
-            pass
+        with Progress(len(set(some)), shown=progress) as bar:
+            async for job in self.as_completed(some, timeout_s):
+                bar.ended(job.phase)
         return some
 
     async def cancel(self, **where: Unpack[Where]) -> dict[str, int]:

@@ -338,7 +338,7 @@ class Client:
     ) -> list[Job]:
         """Return the Jobs once all have ended, in whatever way; look at their `ok`.
 
-        `progress` draws a bar on stderr, where that is a terminal or a notebook.
+        `progress` draws a bar: on stderr where that is a terminal, or in a notebook.
         """
         some = list(jobs)
         with Progress(len(set(some)), shown=progress) as bar:

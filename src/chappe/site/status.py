@@ -105,11 +105,11 @@ def over(*found: PidFile | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ids))[:BEFORE_MOST]
 
 
-def write(path: Path, agent: str, before: tuple[str, ...] = ()) -> PidFile:
-    """Say that this process is the agent, or is about to be."""
-    pid = os.getpid()
+def write(path: Path, agent: str, before: tuple[str, ...] = (), pid: int | None = None) -> PidFile:
+    """Say that this process (or a child of it, `pid`) is the agent, or is about to be."""
+    pid = os.getpid() if pid is None else pid
     start = started(pid)
-    assert start is not None, "a process sees itself in /proc"  # noqa: S101
+    assert start is not None, "a process sees itself, and its children, in /proc"  # noqa: S101
     mine = PidFile(agent, pid, start, hostname(), boot_id(), now(), before=before)
     write_atomic(path, msgspec.json.encode(mine), 0o600)
     return mine
