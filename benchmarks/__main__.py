@@ -20,7 +20,10 @@ from benchmarks.figures import Row, bound_shown, shown
 from benchmarks.machine import describe, in_words
 
 #: Groups in the order in which they run: each is a module with `run(bench)`.
-GROUPS = ("create", "sync", "crowd", "idle", "latency", "spawn", "million", "filters", "postgres")
+GROUPS = (
+    *("create", "sync", "crowd", "idle", "latency", "spawn", "functions"),
+    *("million", "filters", "postgres"),
+)
 #: Run only when named: for whoever tunes a part.
 EXTRA = ("store_only", "launcher")
 

@@ -87,6 +87,22 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("latency.p99", "· p99", "ms", 60, at_least=False),
     Row("latency.own_p50", "· submit → the job's own first write (sh), p50", "ms"),
+    Row("functions", "warm functions, submit to durable value, 2 slots", "calls/s"),
+    Row("functions.parsl", "· reference: Parsl HTEX, 2 workers", "calls/s"),
+    Row("functions.of_parsl", "· times Parsl", "ratio", 1.5),
+    Row("functions.values", "· until every value is in the client (chappe.Executor)", "calls/s"),
+    Row(
+        "functions.cpu", "· CPU per call but for the workers' (hub, pilot, launcher, client)", "ms"
+    ),
+    Row(
+        "functions.p50",
+        "one function: submit → durable end known, p50",
+        "ms",
+        15,
+        at_least=False,
+        peer="Dask 10 ms, Parsl 1.5 ms, neither durable",
+    ),
+    Row("functions.parsl_p50", "· reference: Parsl, p50", "ms"),
     Row(
         "crowd.slowest",
         "16 clients posting 1 000 jobs each at once: the slowest",

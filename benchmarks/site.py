@@ -47,8 +47,11 @@ class Pids(NamedTuple):
 class Site:
     """A Site with one pilot of two slots. After `start`, stop it with `stop`, whatever happened."""
 
-    def __init__(self, hub: HubProcess, directory: Path, client: chappe.Client) -> None:
+    def __init__(
+        self, hub: HubProcess, directory: Path, client: chappe.Client, functions: str
+    ) -> None:
         self.directory = directory
+        self._functions = functions
         self._client = client
         self._environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("CHAPPE_")},
@@ -66,7 +69,10 @@ class Site:
                 f'name = "{name}"\nversion = "1"\n{text}'
             )
         config = directory / "site.toml"
-        config.write_text(config.read_text().replace("# slots = 0", f"slots = {SLOTS}"))
+        text = config.read_text().replace("# slots = 0", f"slots = {SLOTS}")
+        if self._functions:
+            text = text.replace("# allowed = false", "allowed = true") + self._functions
+        config.write_text(text)
         status = self._chappe("site", "start", str(directory), "--json")
         self.agent = msgspec.json.decode(status, type=AgentStatus).pid
         self.session = self._wait_live().id
@@ -139,9 +145,12 @@ class Site:
 
 
 @contextmanager
-def site(hub: HubProcess, directory: Path, client: chappe.Client) -> Iterator[Site]:
-    """A Site that is stopped at the end, also when its start failed half-way."""
-    running = Site(hub, directory, client)
+def site(
+    hub: HubProcess, directory: Path, client: chappe.Client, functions: str = ""
+) -> Iterator[Site]:
+    """A Site that is stopped at the end, also when its start failed half-way. With `functions`, tables of
+    environments, it allows them."""
+    running = Site(hub, directory, client, functions)
     try:
         running.start()
         yield running

@@ -55,7 +55,7 @@ class Kind(NamedTuple):
 class Worker:
     """One worker; `run` is its call. `used` is what its calls so far took (user, system seconds)."""
 
-    __slots__ = ("connection", "kind", "pid", "reader", "run", "unsent", "used")
+    __slots__ = ("blocked", "connection", "kind", "pid", "reader", "run", "unsent", "used")
 
     def __init__(self, connection: socket.socket, kind: Kind, pid: int) -> None:
         self.connection = connection
@@ -64,6 +64,7 @@ class Worker:
         self.reader = FrameReader()
         self.run: Run | None = None
         self.unsent = memoryview(b"")
+        self.blocked = False
         self.used = (0.0, 0.0)
 
 
@@ -225,11 +226,14 @@ class Warm:
             while worker.unsent:
                 worker.unsent = worker.unsent[worker.connection.send(worker.unsent) :]
         except BlockingIOError:
+            worker.blocked = True
             self.poll.modify(worker.connection.fileno(), select.EPOLLIN | select.EPOLLOUT)
             return
         except OSError:
             return  # it died: the reaper tells
-        self.poll.modify(worker.connection.fileno(), select.EPOLLIN)
+        if worker.blocked:
+            worker.blocked = False
+            self.poll.modify(worker.connection.fileno(), select.EPOLLIN)
 
     def _put(self, worker: Worker) -> None:
         self._idle.setdefault(worker.kind, []).append(worker)
