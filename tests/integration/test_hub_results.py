@@ -14,7 +14,8 @@ from chappe.core.leases import Outcome, Reason
 from chappe.link.clock import new_id
 from chappe.link.http import HubClient
 from chappe.testing.hub import RunningHub
-from chappe.wire.results import PutResults, PutResultsReply, ResultUpload
+from chappe.wire.results import AskResults, PutResults, PutResultsReply, Results, ResultUpload
+from chappe.wire.sync import Report
 from tests.integration.hub_rig import world
 
 
@@ -146,3 +147,71 @@ async def test_a_result_that_is_too_large_is_refused(shared_hub: RunningHub) -> 
                 data,
                 params={"epoch": 1, "sha256": hashlib.sha256(data).hexdigest()},
             )
+
+
+async def test_small_results_come_with_the_reports_of_their_ends(shared_hub: RunningHub) -> None:
+    async with world(shared_hub) as w:
+        pilot = await w.pilot()
+        await w.create(6)
+        grants = (await pilot.sync(slots=6)).grants
+
+        def end(at: int, body: bytes, **changes: Any) -> Report:
+            digest = changes.pop("sha256", hashlib.sha256(body).hexdigest())
+            outcome = Outcome(Reason.EXIT, exit=changes.pop("exit", 0), result_sha256=digest)
+            media = changes.pop("media", "application/json")
+            made = pilot.end(changes.pop("grant", grants[at]))
+            return msgspec.structs.replace(made, outcome=outcome, media=media, body=body)
+
+        stale = msgspec.structs.replace(grants[4], epoch=9)
+        reports = [
+            end(0, b"[0]"),
+            end(1, b"[1]", exit=1),
+            end(2, b"{"),
+            end(3, b"[3]", sha256="0" * 64),
+            end(4, b"[4]", grant=stale),
+            end(5, b'"' + b"x" * limits.REPORT_RESULT_BYTES + b'"'),
+        ]
+        reply = await pilot.sync(reports, slots=0)
+        assert [v.verdict for v in reply.verdicts] == [
+            *["applied"] * 2,
+            *["illegal"] * 2,
+            "stale_lease",
+            "illegal",
+        ]
+        ids = [grant.job for grant in grants]
+        asked = AskResults([*ids[:2], new_id(), *ids[2:]])
+        found = await w.user.request("POST", "/v1/jobs/results", asked, Results)
+        assert [(r.job, r.media, r.body) for r in found.results] == [
+            (ids[0], "application/json", b"[0]"),
+            (ids[1], "application/json", b"[1]"),
+        ]
+        assert found.rest == []
+
+
+async def test_many_results_are_answered_in_parts(shared_hub: RunningHub) -> None:
+    async with world(shared_hub) as w:
+        pilot = await w.pilot()
+        await w.create(7)
+        grants = (await pilot.sync(slots=7)).grants
+        large = [upload(g.job, b'"' + b"x" * 1_000_000 + b'"') for g in grants]
+        for one in large:
+            assert await put_results(pilot.client, one) == [("stored", "")]
+        ends = [
+            msgspec.structs.replace(
+                pilot.end(g), outcome=Outcome(Reason.EXIT, exit=0, result_sha256=u.sha256)
+            )
+            for g, u in zip(grants, large, strict=True)
+        ]
+        await pilot.sync(ends, slots=0)
+        waiting, found = [g.job for g in grants], dict[str, bytes]()
+        parts = 0
+        while waiting:
+            page = await w.user.request("POST", "/v1/jobs/results", AskResults(waiting), Results)
+            assert 0 < len(page.results) <= 4
+            found |= {r.job: r.body for r in page.results}
+            waiting, parts = page.rest, parts + 1
+        assert parts == 2
+        assert found == {u.job: u.body for u in large}
+        many = AskResults([new_id()] * 1_001)
+        with pytest.raises(TooLarge):
+            await w.user.request("POST", "/v1/jobs/results", many, Results)

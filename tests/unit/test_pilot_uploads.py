@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -55,6 +56,11 @@ class Hub:
 
 async def stored(items: list[ResultUpload]) -> list[ResultVerdict]:
     return [ResultVerdict(item.job, item.epoch, "stored") for item in items]
+
+
+@pytest.fixture(autouse=True)
+def all_results_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REPORT_RESULT_BYTES", 0)
 
 
 class Rig:
@@ -248,3 +254,16 @@ async def test_cancelled_it_tells_nothing(rig: Rig) -> None:
     assert not rig.hub.under_way
     assert rig.told == []
     assert len(rig.uploads) == 2
+
+
+async def test_a_small_result_goes_with_the_report_of_its_end(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REPORT_RESULT_BYTES", 10)
+    rig.add("a", data=b"[1]")
+    rig.add("b", data=b"[1,2,3,4,5,6]")
+    small, large = sorted(await rig.all(), key=lambda end: end.job)
+    assert rig.hub.requests == [["b"]]
+    assert (small.media, small.body) == ("application/json", b"[1]")
+    assert small.outcome.result_sha256 == hashlib.sha256(b"[1]").hexdigest()
+    assert (large.media, large.body, bool(large.outcome.result_sha256)) == ("", b"", True)

@@ -39,8 +39,8 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of a grant, until the Hub gives its verdict on the report. `kind` is end | refused.
 
     `result` is the path of a result file, or a function's value (see link.values), that must be uploaded
-    before the report; `orphan` marks the outcome of a Job that the Hub had disowned; `cleanup` is done once
-    the Hub has its verdict.
+    before the report, or has become the `body` (of type `media`) that the report takes along; `orphan`
+    marks the outcome of a Job that the Hub had disowned.
     """
 
     job: str
@@ -53,6 +53,8 @@ class End(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
     result: str = ""
     orphan: bool = False
+    media: str = ""
+    body: bytes = b""
     cleanup: Cleanup | None = None
 
 

@@ -104,4 +104,6 @@ def _report(no: int, draft: Draft) -> Report:
         started_at=draft.started_at,
         outcome=draft.outcome,
         reason=draft.reason,
+        media=draft.media,
+        body=draft.body,
     )

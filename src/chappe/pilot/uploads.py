@@ -5,6 +5,8 @@ goes at once. After a request for several the next one waits a moment, four time
 a request costs the Hub 1 ms and us more, whatever it carries, and several at once are the sign of a stream
 of short Jobs, of which nobody waits for a single one. The Hub judges each result by itself.
 
+A result of a few KiB saves all that: it goes with the report of its end, and is stored in the same commit.
+
 The Hub refuses an end that claims a result which it does not have. While it is away, results wait in their
 files and ends in the journal, and are tried again for as long as the pilot lives.
 """
@@ -79,10 +81,13 @@ class Uploads:
                 checked: list[Checked] = await self._disk(_check, ends, self._seal)
                 rest = ends[len(checked) :]
                 self._waiting.extendleft(reversed(rest))
+                reach("pilot.before_result_put")
                 good = []
                 for end, result in checked:
                     if isinstance(result, ResultProblem):
                         self._done(_spoilt(end, result.message))
+                    elif len(result.data) <= limits.REPORT_RESULT_BYTES:
+                        self._done(_told(end, result, result.data))
                     else:
                         good.append((end, result))
                 if good:
@@ -99,7 +104,6 @@ class Uploads:
         body = msgspec.json.encode(PutResults([_upload(end, result) for end, result in batch]))
         failures = 0
         while True:
-            reach("pilot.before_result_put")
             try:
                 reply = await self._hub.request("POST", "/v1/results", body, PutResultsReply)
             except ChappeError as e:
@@ -136,8 +140,7 @@ class Uploads:
                 self._done(_spoilt(end, f"the hub refused the result: {verdict.message}"))
             else:
                 # If the Job is not ours any more, the Hub's verdict on the end will say so.
-                outcome = msgspec.structs.replace(end.outcome, result_sha256=result.sha256)
-                self._done(msgspec.structs.replace(end, outcome=outcome, result=""))
+                self._done(_told(end, result))
 
     def _done(self, end: End) -> None:
         self._count -= 1
@@ -168,6 +171,13 @@ def _check(ends: Sequence[End], seal: Seal) -> list[Checked]:
 
 def _upload(end: End, result: Result) -> ResultUpload:
     return ResultUpload(end.job, end.epoch, result.sha256, result.media, result.data)
+
+
+def _told(end: End, result: Result, body: bytes = b"") -> End:
+    """The end that speaks of its result, which the Hub has, or gets with the report as its `body`."""
+    outcome = msgspec.structs.replace(end.outcome, result_sha256=result.sha256)
+    media = result.media if body else ""
+    return msgspec.structs.replace(end, outcome=outcome, result="", media=media, body=body)
 
 
 def _spoilt(end: End, why: str) -> End:

@@ -128,8 +128,8 @@ class Worker:
             os.close(err)
 
     def _set_environment(self, env: dict[str, str]) -> None:
-        """Make `env` the environment. Calls differ in a few variables, and each costs a microsecond or two."""
-        if _ENVIRON != self._set:  # the call before has changed it
+        """Make `env` the environment. Calls differ in a few variables, and each costs a microsecond."""
+        if self._set != _ENVIRON:  # the call before has changed it
             os.environ.clear()
             self._env = {}
         last, self._env = self._env, env

@@ -64,7 +64,7 @@ def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
     forgotten = session.last_request == 0 and req.answered > 0
     if forgotten or session.incarnation != tx.catalog.incarnation:
         reconcile(tx, p, session.n, req, by_id)
-    verdicts, last_report = _apply_reports(tx, session.last_report, req, by_id)
+    verdicts, last_report = _apply_reports(tx, p, session.last_report, req, by_id)
     _take_back(tx, req, by_id)
     tx.write(
         HEARD,
@@ -152,11 +152,18 @@ def _check_bounds(tx: Tx, req: SyncRequest) -> None:
 
 
 def _apply_reports(
-    tx: Tx, last_report: int, req: SyncRequest, by_id: dict[str, JobRow]
+    tx: Tx, p: Principal, last_report: int, req: SyncRequest, by_id: dict[str, JobRow]
 ) -> tuple[list[ReportVerdict], int]:
     """Decide the reports in the order of their numbers; several about one Job become one change."""
     if not req.reports:
         return [], last_report
+    brought = [
+        ResultUpload(r.job, r.epoch, r.outcome.result_sha256, r.media, r.body)
+        for r in req.reports
+        if r.body and r.outcome is not None and r.outcome.result_sha256 is not None
+    ]
+    if brought:
+        store_results(tx, p, brought)
     results = _results(tx, req, by_id)
     still_held = {(h.job, h.epoch) for h in req.held}
     verdicts: list[ReportVerdict] = []

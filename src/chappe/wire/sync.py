@@ -44,6 +44,7 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     `at` is when (seconds since 1970, the pilot's clock). An end brings `started_at`, so that it may
     overtake its start. A refusal brings its code in `reason` and words in `outcome.message`.
+    A small result (at most 4 KiB) may come along as `body`, of type `media`; its sha256 is the outcome's.
     """
 
     no: Number
@@ -55,6 +56,8 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     started_at: float | None = None
     outcome: Outcome | None = None
     reason: str = ""
+    media: str = ""
+    body: bytes = b""
 
 
 class SyncRequest(msgspec.Struct, frozen=True, omit_defaults=True):

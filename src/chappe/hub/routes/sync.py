@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 
 import msgspec
 
@@ -10,8 +11,9 @@ from chappe.core import limits
 from chappe.hub.call import Call
 from chappe.hub.polls import Poll
 from chappe.hub.state import Hub
+from chappe.link.results import ResultProblem, check_bytes
 from chappe.store import sync as store
-from chappe.wire.sync import SyncReply, SyncRequest
+from chappe.wire.sync import Report, SyncReply, SyncRequest
 
 
 async def sync(call: Call[SyncRequest, None]) -> SyncReply:
@@ -19,7 +21,7 @@ async def sync(call: Call[SyncRequest, None]) -> SyncReply:
 
     Answered at once when there is anything to say, else after at most `wait_s` (up to 30 s).
     """
-    hub, p, req = call.hub, call.principal, call.body
+    hub, p, req = call.hub, call.principal, with_good_results(call.body)
     key = ("session", p.session_n)
     groups: list[tuple[str, str | int | None]] = [("session", p.session_id)]
     has_room = req.capacity is not None and (req.capacity.cores > 0 or req.capacity.prefetch > 0)
@@ -39,6 +41,32 @@ async def sync(call: Call[SyncRequest, None]) -> SyncReply:
                 poll.hint()
             reply = await _wait(call, poll, reply)
     return reply
+
+
+def with_good_results(req: SyncRequest) -> SyncRequest:
+    """The request without the results that are not what their reports say: such an end is then refused."""
+    if not any(report.body for report in req.reports):
+        return req
+    reports = [r if not r.body or _is_good(r) else _without(r) for r in req.reports]
+    return msgspec.structs.replace(req, reports=reports)
+
+
+def _is_good(report: Report) -> bool:
+    sha256 = None if report.outcome is None else report.outcome.result_sha256
+    if (
+        len(report.body) > limits.REPORT_RESULT_BYTES
+        or hashlib.sha256(report.body).hexdigest() != sha256
+    ):
+        return False
+    try:
+        check_bytes(report.media, report.body)
+    except ResultProblem:
+        return False
+    return True
+
+
+def _without(report: Report) -> Report:
+    return msgspec.structs.replace(report, media="", body=b"")
 
 
 def _heard(hub: Hub, session: int | None) -> None:
