@@ -11,7 +11,7 @@ from chappe.core import limits
 from chappe.core.errors import ChappeError
 from chappe.hub.retention import Retention, retain
 from chappe.hub.state import Hub
-from chappe.store import bulk, upkeep
+from chappe.store import bulk, changes, upkeep
 from chappe.store.tx import Tx
 
 #: Sessions are looked over at least this often, and back-offs looked up anew.
@@ -38,7 +38,7 @@ async def run(hub: Hub, keep: Retention | None = None) -> None:
             await _sleep(hub, CUT_S)
 
     async with asyncio.TaskGroup() as group:
-        for loop in (sessions, due, acts, purge, *([cut] if keep else [])):
+        for loop in (sessions, due, settle, acts, purge, *([cut] if keep else [])):
             group.create_task(supervised(hub, loop))
 
 
@@ -116,6 +116,17 @@ async def _event(hub: Hub, event: asyncio.Event, seconds: float | None) -> None:
     finally:
         for wait in waits:
             wait.cancel()
+
+
+async def settle(hub: Hub) -> None:
+    """Once: decide the Jobs that were left undecided, some at a time; then wait for the next. So a starting
+    Hub goes on where a killed one was."""
+    hub.unsettled.clear()
+    more = await hub.read(changes.unsettled)
+    while more and not hub.stopping.is_set():
+        more = await hub.write(changes.settle_more, bulk=True)
+    if not more:
+        await _event(hub, hub.unsettled, None)
 
 
 async def acts(hub: Hub) -> None:

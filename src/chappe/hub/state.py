@@ -52,6 +52,7 @@ class Hub:
         self.passwords = Passwords(boot)
         self.due = asyncio.Event()
         self.acts = asyncio.Event()
+        self.unsettled = asyncio.Event()
         self.stopping = asyncio.Event()
         self.bodies_bytes = 0
         #: The database refused to write, and nobody has tried since whether it does again.
@@ -136,6 +137,8 @@ class Hub:
         self.polls.hint(("session", id) for id in effects.kill)
         self.polls.hint(("agent", n) for n in effects.agents)
         self.streams.hint(effects.events)
+        if effects.unsettled:
+            self.unsettled.set()
         if effects.acts:
             self.polls.hint(("act", n) for n in effects.acts)
             self.acts.set()
@@ -150,6 +153,7 @@ def _merge(into: Effects, more: Effects) -> None:
     into.agents |= more.agents
     into.revoked |= more.revoked
     into.acts |= more.acts
+    into.unsettled = into.unsettled or more.unsettled
     into.due = into.due or more.due
 
 

@@ -1,8 +1,13 @@
 """Writing decisions: rows, Events, counts and waiting counts change together, and children are woken.
 
-Every change of a Job's state goes through `apply`. When Jobs become final, their children are settled in
-the same transaction, set by set and generation by generation, so that no child waits for a parent that
-has ended (promise I10).
+Every change of a Job's state goes through `apply`. When Jobs become final, their children are settled, set
+by set and generation by generation, so that no child waits for a parent that has ended (promise I10).
+
+A chain may be as long as a request is large, and a Job have any number of children: one transaction
+settles some of them and writes down the others (`unsettled`), which following commands take up
+(`settle_more`), also those of a Hub that was killed in between. Meanwhile such a Job looks as one that waits;
+whoever cancels, retries or deletes what it waits for finds its row true, since it is decided by how its
+parents stand then.
 """
 
 from __future__ import annotations
@@ -10,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from sqlalchemy import Connection
 
 from chappe.core.dag import after_parents
 from chappe.core.jobs import ParentPolicy
@@ -41,6 +48,20 @@ LOWER_WAITING = sql("""
           WHERE parent IN (SELECT value FROM ints(:parents) v) GROUP BY child) e
     WHERE job.n = e.child AND job.state = 'AWAITING_PARENTS' RETURNING job.n""")
 
+#: What one transaction settles at most, beyond the Jobs that it was called for.
+GENERATIONS = 100
+CHILDREN_MOST = 2_000
+
+DEFER = sql("""
+    INSERT INTO unsettled (job) SELECT v.value FROM ints(:ns) v WHERE true
+    ON CONFLICT (job) DO NOTHING""")
+
+TAKE_UP = sql("""
+    DELETE FROM unsettled WHERE job IN (SELECT job FROM unsettled ORDER BY job LIMIT :most)
+    RETURNING job""")
+
+ANY_LEFT = sql("SELECT 1 FROM unsettled LIMIT 1")
+
 CHILDREN = sql("""
     SELECT DISTINCT child FROM edge WHERE parent IN (SELECT value FROM ints(:parents) v)""")
 
@@ -62,15 +83,36 @@ class Change:
 
 
 def apply(tx: Tx, changes: Sequence[Change]) -> None:
-    """Write decisions about different Jobs, then settle the children of those that became final.
-
-    Generation by generation, in a loop: a chain may be as long as a request is large.
-    """
+    """Write decisions about different Jobs, then settle the children of those that became final, or write
+    down that they are to be."""
+    generation, room = 0, CHILDREN_MOST
     while changes:
         _write(tx, changes)
         finals = [c.row.n for c in changes if c.decision.state in FINAL]
         lowered = tx.write(LOWER_WAITING, parents=to_json(finals)) if finals else ()
-        changes = _decide(tx, [row.n for row in lowered])
+        children = sorted(row.n for row in lowered)
+        now = children[:room] if generation < GENERATIONS else []
+        _defer(tx, children[len(now) :])
+        changes = _decide(tx, now)
+        generation, room = generation + 1, room - len(now)
+
+
+def unsettled(conn: Connection) -> bool:
+    """Whether an earlier command, or an earlier Hub, has left Jobs to settle."""
+    return conn.execute(ANY_LEFT).first() is not None
+
+
+def settle_more(tx: Tx) -> bool:
+    """Settle some of the Jobs that an earlier command has left to it; whether there are more."""
+    todo = tx.write(TAKE_UP, most=CHILDREN_MOST)
+    settle(tx, sorted(row.job for row in todo))
+    return bool(tx.read(ANY_LEFT))
+
+
+def _defer(tx: Tx, children: Sequence[int]) -> None:
+    if children:
+        tx.write(DEFER, ns=to_json(children))
+        tx.effects.unsettled = True
 
 
 #: What an UPDATE sets, and demands, for all of its rows.

@@ -16,7 +16,7 @@ from chappe.core.errors import Unavailable
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0003"
+HEAD = "0004"
 
 
 def current(path: Path) -> str | None:

@@ -412,6 +412,13 @@ act = Table(
     sqlite_autoincrement=True,
 )
 
+#: Jobs whose parents have ended, and that the next commands decide (store.changes).
+unsettled = Table(
+    "unsettled",
+    metadata,
+    Column("job", Integer, primary_key=True, autoincrement=False),
+)
+
 #: The legal changes of a row, once more in SQL. Written for SQLite; PostgreSQL's are in the migrations.
 _ILLEGAL = (
     f"""OLD.state <> NEW.state AND NOT ({_legal("OLD.state", "NEW.state", legal_updates())})"""

@@ -112,6 +112,7 @@ class Effects:
     agents: set[int] = field(default_factory=set)
     revoked: set[str] = field(default_factory=set)
     acts: set[int] = field(default_factory=set)
+    unsettled: bool = False
     due: bool = False
 
 

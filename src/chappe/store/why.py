@@ -101,6 +101,8 @@ def _parents(conn: Connection, n: int, job: JobView, facts: dict[str, Any]) -> l
     rows = conn.execute(OPEN_PARENTS, {"n": n}).fetchall()
     facts["parents"] = [{"id": r.id, "name": r.name, "state": r.state} for r in rows]
     reasons = [f"its parent {r.name} ({r.id}) is {r.state}" for r in rows]
+    if not rows:
+        reasons.append("its parents have ended; the hub is about to decide what becomes of it")
     if job.waiting_parents > len(rows):
         reasons.append(f"and {job.waiting_parents - len(rows)} more parents")
     return reasons

@@ -31,7 +31,7 @@ from chappe.core.ids import uuid7
 from chappe.core.jobs import AppRef, Envelope, JobSpec
 from chappe.core.leases import Outcome, Reason
 from chappe.core.shapes import Capacity
-from chappe.store import acts, create, prepare, principal, queries, sites, sync, tokens
+from chappe.store import acts, changes, create, prepare, principal, queries, sites, sync, tokens
 from chappe.store.db import Store, open_store
 from chappe.store.principal import Principal
 from chappe.testing.clock import FakeClock
@@ -172,6 +172,14 @@ class StoreRig:
     def do(self, fn: Callable[..., T], *args: Any, bulk: bool = False) -> T:
         """Run a command `fn(tx, *args)` and wait for its commit."""
         return self.store.writer.submit(fn, *args, bulk=bulk).result()
+
+    def settle(self) -> int:
+        """Do what the Hub does when a command left Jobs undecided; how many commands it took."""
+        commands = 0
+        while self.ask(changes.unsettled):
+            self.do(changes.settle_more, bulk=True)
+            commands += 1
+        return commands
 
     def ask(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a read `fn(conn, *args)`."""
