@@ -140,6 +140,29 @@ async def test_ranks_are_started_on_the_nodes_of_their_job(site: RealSite) -> No
     assert stdout(site, alone) == "\n"
 
 
+async def test_no_rank_outlives_the_node_that_its_job_was_started_on(site: RealSite) -> None:
+    script = site.dir.path / "mpiexec.py"
+    script.write_text(MPIEXEC)
+    pilot = await several(site, ranks=[sys.executable, str(script), "{hostfile}"])
+    (alone,) = await site.submit([site.dir.spec("sh", text=GO)])
+    await site.reaches(alone, "RUNNING")
+    need = Resources(nodes=2, ranks=2)
+    text = f"echo $CHAPPE_NODE $$; {GO}"
+    job = site.dir.spec("sh", text=text, resources=need, retries=Retries(max=0))
+    (wide,) = await site.submit([job])
+    await site.reaches(wide, "RUNNING")
+    await until(lambda: len(stdout(site, wide).splitlines()) == 2, "both ranks say where they are")
+    ranks = dict(line.split() for line in stdout(site, wide).splitlines())
+    assert sorted(ranks) == ["n1", "n2"]
+    kill_all(pilot, "n1")
+    view = await site.reaches_final(wide)
+    assert view.outcome is not None
+    assert view.outcome.reason == "node_lost"
+    await until(lambda: node_of(int(ranks["n2"])) == "", "the other rank is gone")
+    go(site)
+    await site.reaches(alone, "JOB_FINISHED")
+
+
 async def test_a_job_of_several_nodes_needs_a_command_for_its_ranks(site: RealSite) -> None:
     await several(site, nodes=2)
     (job,) = await site.submit([site.dir.spec("sh", text="echo", resources=Resources(nodes=2))])

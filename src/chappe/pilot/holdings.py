@@ -337,7 +337,7 @@ class Holdings:
         if self._kept is not h:
             if self._kept is not None:
                 self._let_go(self._kept)
-            if self.placement.free_cores > 0 and now >= self._keep_none_until:
+            if self.placement.begun(h.need) and now >= self._keep_none_until:
                 self.placement.reserve(h.need, now)
                 self._kept, self._kept_at = h, now
         elif self.placement.reservation is None:

@@ -138,6 +138,14 @@ class Runs:
             for order in orders
             if (run := runs.get((order.job, order.epoch))) is not None
         )
+        self._sweep({(o.job, o.epoch) for o in orders if o.reason == "node_lost"} - runs.keys())
+
+    def _sweep(self, keys: set[Key]) -> None:
+        """Kill what is here of Jobs whose main process was on a node that is lost: their other ranks."""
+        if keys:
+            signal_marked(
+                self._session, lambda p: (p.job, p.epoch) in keys, signal.SIGKILL, self._node
+            )
 
     def kill_all(self, reason: KillReason, grace_s: float) -> None:
         """End every run."""

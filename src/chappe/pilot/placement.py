@@ -222,6 +222,10 @@ class Placement:
         if len(able) >= need.nodes:
             self._kept = Reservation(need, frozenset(able[: need.nodes]))
 
+    def begun(self, need: Need) -> bool:
+        """Whether a node that could take such a Job has some of the room for it."""
+        return any(n.up and n.free_cores > 0 and n.fits_ever(need) for n in self.nodes)
+
     def unreserve(self) -> None:
         """Gather no more."""
         self._kept = None

@@ -198,6 +198,10 @@ class RunningSite:
         """The pids of the launchers."""
         return self._pids("chappe.pilot.launcher")
 
+    def hands(self) -> list[int]:
+        """The pids of the hands, on the further nodes of allocations."""
+        return self._pids("chappe.pilot.hand")
+
     def jobs(self) -> list[int]:
         """The pids of the processes of Jobs."""
         return [p.pid for session in self.sessions() for p in find_marked(session) if of_a_job(p)]
