@@ -10,8 +10,12 @@ anew, agents and pilots tell what the older past does not know (store.reconcile)
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +24,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from chappe.core.errors import Conflict, Invalid, NotFound
+from chappe.store.migrate import HEAD
 
 FORMAT = 1
 MANIFEST = ".manifest"
@@ -74,7 +79,13 @@ def backups_of(url: str) -> Backups:
         from chappe.store.backup_sqlite import SqliteBackups
 
         return SqliteBackups(Path(parsed.database).absolute())
-    raise Invalid("backups are made of sqlite:///PATH; choose it with --db", field="db")
+    if parsed is not None and parsed.drivername == "postgresql":
+        from chappe.store.backup_postgres import PostgresBackups
+
+        return PostgresBackups(parsed)
+    raise Invalid(
+        "backups are made of sqlite:///PATH and postgresql://…; choose it with --db", field="db"
+    )
 
 
 def manifest_path(file: Path) -> Path:
@@ -120,3 +131,61 @@ def refuse_existing(file: Path) -> None:
     """Raise Conflict when there is something at `file`: a backup is never overwritten."""
     if os.path.lexists(file):
         raise Conflict(f"{file} exists: choose another name, or remove it", field="file")
+
+
+def refuse_later(file: Path, manifest: Manifest) -> None:
+    """Raise Invalid when this version does not know the schema of a backup."""
+    if manifest.schema > HEAD:
+        raise Invalid(
+            f"{file} was made by a later version of Chappe (schema {manifest.schema}, this one knows "
+            f"{HEAD}): use that version",
+            code="schema",
+            field="file",
+        )
+
+
+def stamp(now: float) -> str:
+    """A moment as part of a file's name."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+
+
+@contextlib.contextmanager
+def private_file(file: Path, suffix: str) -> Iterator[Path]:
+    """An empty file (0600) beside `file`, to be linked or renamed to its name, gone in the end. One that a
+    killed process left is used again; while one is in use, Conflict."""
+    path = file.with_name(f".{file.name}{suffix}")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"{file} is being written by another command", field="file") from None
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, 0)
+        try:
+            yield path
+        finally:
+            for end in ("", "-wal", "-shm", "-journal"):
+                Path(f"{path}{end}").unlink(missing_ok=True)
+    finally:
+        os.close(fd)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """A private file, on disk. It may replace one that a backup left which was cut short."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data + b"\n")
+        file.flush()
+        os.fsync(fd)
+    temporary.replace(path)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a file's name last."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
