@@ -40,6 +40,7 @@ ONLY: dict[str, set[str]] = {
     "POST /v1/acts/{id}/stop": {"user"},
     "GET /v1/jobs": {"user"},
     "POST /v1/jobs/query": {"user"},
+    "POST /v1/jobs/count": {"user"},
     "POST /v1/jobs/results": {"user"},
     "GET /v1/jobs/counts": {"user"},
     "GET /v1/events": {"user"},
