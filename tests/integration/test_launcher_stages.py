@@ -26,7 +26,8 @@ def hook(name: str, text: str, limit_s: float = 30.0) -> Hook:
 
 
 def task(r: Rig, job: str, text: str, *hooks: Hook, scratch: str = "", **fields: Any) -> Task:
-    care = Care(list(hooks), str(r.directory / f"{job}.verdict"), scratch, fields.pop("io", False))
+    verdict = str(r.directory / f"{job}.verdict")
+    care = Care(list(hooks), verdict, scratch, fields.pop("io", False), str(r.directory))
     fields.setdefault("grace_s", 0.5)
     out = str(r.directory / f"{job}.log")
     return r.task(job, text, care=care, log="file", stdout=out, tail_bytes=1_000, **fields)
@@ -173,6 +174,18 @@ async def test_scratch_is_private_and_goes_with_all_that_is_in_it(launcher: Rig)
     assert (found.reason, found.exit) == ("exit", 0)
     assert said(launcher, "j") == ["700", "x"]
     assert not scratch.exists()  # and the link in it led nowhere that rm went
+
+
+async def test_a_place_that_another_made_or_opened_is_not_used(launcher: Rig) -> None:
+    (launcher.directory / "mine").mkdir(mode=0o777)
+    (launcher.directory / "mine").chmod(0o777)
+    (launcher.directory / "link").symlink_to("/")
+    for at in ("mine/s/j.1", "link/s/j.1"):
+        scratch = str(launcher.directory / at)
+        job = at.partition("/")[0]
+        found = await launcher.run(task(launcher, job, "echo run", scratch=scratch))
+        assert (found.reason, found.started_at) == ("start_failed", None)
+        assert "not ours alone" in found.tail
 
 
 async def test_the_guard_removes_what_is_left_on_the_node() -> None:

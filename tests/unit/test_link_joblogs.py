@@ -9,6 +9,7 @@ import pytest
 
 from chappe.core import limits
 from chappe.link.clock import new_id
+from chappe.link.functions import FunctionEnvironment, FunctionRules
 from chappe.link.joblogs import JobLogs, NoLog
 from chappe.link.ledger import Ledger
 from chappe.wire.logs import LogPiece, LogStream, LogWish
@@ -26,7 +27,9 @@ class Site:
         self.job.mkdir(parents=True)
         (root / "apps").mkdir()
         self.log = self.job / "stdout.log"
-        self.logs = JobLogs(root, root / "data")
+        flat = FunctionEnvironment(own_directory=False)
+        rules = FunctionRules(allowed=True, environments={"flat": flat})
+        self.logs = JobLogs(root, root / "data", rules)
 
     def app(self, name: str, files: str) -> None:
         text = f'name = "{name}"\nversion = "1"\ncommand = ["true"]\n[files]\n{files}\n'
@@ -133,7 +136,7 @@ def test_each_way_to_keep_logs_is_said(site: Site) -> None:
     site.app("mute", 'log = "none"')
     with pytest.raises(NoLog, match="keeps no log"):
         site.read(app="mute", start=0)
-    with pytest.raises(NoLog, match="no app"):
+    with pytest.raises(NoLog, match="no 'gone' any more"):
         site.read(app="gone", start=0)
 
 
@@ -147,3 +150,14 @@ def test_a_shared_log_says_that_it_is_one(site: Site) -> None:
     (site.root / "sessions" / session / "shared.log").write_text("of all\n")
     piece = site.read(app="lean", start=0)
     assert (piece.data, "other jobs" in piece.note) == (b"of all\n", True)
+
+
+def test_functions_have_logs_where_their_environment_says(site: Site) -> None:
+    site.log.write_text("of its own\n")
+    assert site.read(environment="default", start=0).data == b"of its own\n"
+    together = site.root / "data" / "functions"
+    together.mkdir()
+    (together / f"{JOB}.1.stdout.log").write_text("together\n")
+    assert site.read(environment="flat", start=0).data == b"together\n"
+    with pytest.raises(NoLog, match="'gone' any more"):
+        site.read(environment="gone", start=0)

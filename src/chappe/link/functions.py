@@ -18,6 +18,8 @@ from chappe.link.appdef import Files
 
 DEFAULT = "default"
 """The environment of functions that name none; it need not be written down."""
+SHARED = "functions"
+"""Where, below the data directory, functions work that have no directory of their own and name none."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")

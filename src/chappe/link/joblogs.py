@@ -18,6 +18,7 @@ from chappe.core.ids import check_id
 from chappe.link.appdef import Files
 from chappe.link.apps import AppProblem, load_app
 from chappe.link.files import below
+from chappe.link.functions import SHARED, FunctionRules
 from chappe.link.ledger import Ledger
 from chappe.wire.logs import LogPiece, LogStream, LogWish
 
@@ -65,17 +66,21 @@ def directory(workdir: str, attempt: int, files: Files) -> str:
 class JobLogs:
     """Reads the logs below one Site's directory. Its methods block: they belong on a thread."""
 
-    def __init__(self, site: Path, data: Path) -> None:
+    def __init__(self, site: Path, data: Path, functions: FunctionRules) -> None:
         self._site = site
         self._data = data
+        self._functions = functions
         self._ledger = Ledger(site / "ledger")
 
     def find(self, wish: LogWish) -> Found:
         """The file that is meant. Raises NoLog."""
         try:
             check_id(wish.job, "job")
-            files = Files() if wish.app is None else self._files(wish.app)
-            at = names(wish.job, int(wish.attempt), wish.workdir, files)
+            files, workdir = self._files(wish), wish.workdir
+            if wish.environment is not None and not files.own_directory:
+                # The Hub does not know where functions work that have no directory of their own.
+                workdir = SHARED if workdir == f"jobs/{wish.job}" else workdir
+            at = names(wish.job, int(wish.attempt), workdir, files)
             if wish.stream is LogStream.STDERR and at.stderr is None:
                 raise NoLog(
                     "this app writes stderr into the same log as stdout: ask for stdout",
@@ -113,16 +118,24 @@ class JobLogs:
             os.close(fd)
         return LogPiece(wish.no, start, size, data, note=found.note)
 
-    def _files(self, app: str) -> Files:
+    def _files(self, wish: LogWish) -> Files:
+        app = wish.app
+        if wish.environment is not None:
+            environment = self._functions.environment(wish.environment)
+            if environment is not None:
+                return environment.files
+            app = wish.environment
+        elif app is None:
+            return Files()
         for path in sorted((self._site / "apps").glob("*.toml")):
             try:
                 loaded = load_app(path)
             except AppProblem:
                 continue
-            if loaded.app.name == app:
+            if loaded.app.name == wish.app:
                 return loaded.app.files
         raise NoLog(
-            f"the site has no app {app[:60]!r} any more, which would say where its jobs' logs are",
+            f"the site has no {(app or '')[:60]!r} any more, which would say where its jobs' logs are",
             code="app_unknown",
         )
 

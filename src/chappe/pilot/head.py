@@ -134,7 +134,7 @@ class Head:
         self._works.request_no = journal.numbers.request_no
         self._logs = LogDesk(
             hub,
-            JobLogs(Path(session.site_dir), session.data),
+            JobLogs(Path(session.site_dir), session.data, session.functions),
             self._holdings.runs,
             lambda e: log.warning("logs.not_sent", error=e.message),
         )

@@ -58,7 +58,7 @@ def first(task: Task) -> Stage:
     if care is None:
         return _command(task)
     if care.scratch:
-        _make_scratch(care.scratch)
+        _make_scratch(care.scratch, care.scratch_base)
     return _hook(task, PREPROCESS, {}) or _command(task)
 
 
@@ -97,11 +97,12 @@ def hook_end(run: Run, status: int) -> HookEnd:
     return HookEnd(run.stage, problem)
 
 
-def _make_scratch(path: str) -> None:
-    """Make an attempt's directory, in its Session's, in that of all of ours; it may be there from a start
-    that was cut short. Raises OSError, also where another user was first."""
-    session = os.path.dirname(path)
-    for directory in (os.path.dirname(session), session, path):
+def _make_scratch(path: str, base: str) -> None:
+    """Make an attempt's directory, and what there must be of its path below `base`: private, each of them.
+    It may be there from a start that was cut short. Raises OSError, also where another user was first."""
+    directory = base
+    for part in os.path.relpath(path, base).split("/"):
+        directory = os.path.join(directory, part)
         with suppress(FileExistsError):
             os.mkdir(directory, 0o700)
         status = os.lstat(directory)

@@ -93,13 +93,15 @@ class Hook(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 class Care(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What few tasks need around their run. `verdict` is the file in which a hook says what it wants.
-    `scratch` is a directory on this node, made before and removed after everything. With `count_io` the end
-    says what the command and its descendants read and wrote."""
+    `scratch` is a directory on this node, made before and removed after everything, with all that there must
+    be of its path below `scratch_base`. With `count_io` the end says what the command and its descendants
+    read and wrote."""
 
     hooks: list[Hook] = []
     verdict: str = ""
     scratch: str = ""
     count_io: bool = False
+    scratch_base: str = "/"
 
     def hook(self, name: str) -> Hook | None:
         """The hook of this name."""

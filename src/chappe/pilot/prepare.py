@@ -28,7 +28,7 @@ from chappe.link.appdef import Files
 from chappe.link.apps import LoadedApp, load_apps
 from chappe.link.changed import ChangedParameters
 from chappe.link.files import NO_SPACE, PathEscape, make_below, write_atomic
-from chappe.link.functions import DEFAULT, FunctionEnvironment
+from chappe.link.functions import DEFAULT, SHARED, FunctionEnvironment
 from chappe.link.joblogs import directory, names
 from chappe.link.ledger import Claim, Ledger
 from chappe.link.templates import Context
@@ -340,7 +340,7 @@ class _Batch:
             argv = admitted.app.command.render(parameters, context)
             env = dict(admitted.app.app.env)
             h.after = _after(self._session, h, spec, admitted.app, cwd, admitted.max_attempts)
-            care = _care(h, admitted.app, parameters, context)
+            care = _care(h, admitted.app, parameters, context, self._session)
         if spec.env:
             env.update(spec.env)
         env["CHAPPE_WORKDIR"] = cwd
@@ -472,7 +472,7 @@ class _Batch:
 def _workdir(spec: JobSpec, files: Files) -> str:
     """Where a Job works, below which its attempts may have directories of their own."""
     shared = spec.function is not None and not files.own_directory
-    return spec.workdir or ("functions" if shared else f"jobs/{spec.id}")
+    return spec.workdir or (SHARED if shared else f"jobs/{spec.id}")
 
 
 class Codes:
@@ -523,7 +523,11 @@ def _after(
 
 
 def _care(
-    h: Holding, loaded: LoadedApp, parameters: Mapping[str, Any], context: Context
+    h: Holding,
+    loaded: LoadedApp,
+    parameters: Mapping[str, Any],
+    context: Context,
+    session: Session,
 ) -> Care | None:
     """What the launcher does around the command."""
     if h.after is None:
@@ -533,4 +537,10 @@ def _care(
         for name, command in loaded.hooks.items()
         if name is not HookName.PREPROCESS or not h.preprocessed
     ]
-    return Care(hooks, h.after.verdict, h.after.scratch, loaded.app.files.count_io)
+    return Care(
+        hooks,
+        h.after.verdict,
+        h.after.scratch,
+        loaded.app.files.count_io,
+        str(session.scratch_base),
+    )

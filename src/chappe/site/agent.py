@@ -17,6 +17,7 @@ import structlog
 from chappe import __version__
 from chappe.core import faults, limits
 from chappe.core.errors import ChappeError, Invalid
+from chappe.link.changed import ChangedParameters
 from chappe.link.clock import boottime, new_id, now
 from chappe.link.http import HubClient
 from chappe.link.ledger import Ledger
@@ -111,13 +112,14 @@ async def supervise(name: str, loop: Loop) -> None:
         delay_s = min(MOST_DELAY_S, 2 * delay_s)
 
 
-async def prune_ledger(ledger: Ledger) -> None:
-    """Once a day, remove entries whose signatures have expired; not at once, a stop would wait for it."""
+async def prune(ledger: Ledger, changed: ChangedParameters) -> None:
+    """Once a day, remove what outlived the signatures; not at once, a stop would wait for it."""
     await asyncio.sleep(PRUNE_FIRST_S)
     while True:
         removed = await asyncio.to_thread(ledger.prune, now())
+        removed += await asyncio.to_thread(changed.prune, now())
         if removed:
-            log.info("old ledger entries removed", removed=removed)
+            log.info("old entries removed", removed=removed)
         await asyncio.sleep(PRUNE_EVERY_S)
 
 
@@ -210,7 +212,7 @@ async def _run(
             "batch jobs": steps.run,
             "status": lambda: watch(jobs, scheduler, wakeups, interval_s),
             "last words": undertaker.run,
-            "ledger": lambda: prune_ledger(Ledger(paths.ledger)),
+            "ledger": lambda: prune(Ledger(paths.ledger), ChangedParameters(paths.changed)),
         }
     )
 

@@ -100,6 +100,7 @@ class HubLoop:
         self._base = f"/v1/sites/{config.site.id}"
         self._site = config.site.id
         self._greeted = me.greeted
+        self._functions = config.functions
         self._apps_seen: object = None
         self._incarnation: int | None = None
         self._seen = (0, 0)
@@ -111,7 +112,7 @@ class HubLoop:
         """Take orders, for ever. Raises AgentRunning or Superseded when another agent is the one."""
         logs = LogDesk(
             self._hub,
-            JobLogs(self._paths.root, self._paths.data),
+            JobLogs(self._paths.root, self._paths.data, self._functions),
             # What still runs is its pilot's to read.
             lambda _job, _attempt: False,
             lambda e: log.warning("a log could not be sent", error=e.message),

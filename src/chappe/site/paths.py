@@ -40,6 +40,11 @@ class SitePaths:
         return self.root / "logs"
 
     @property
+    def changed(self) -> Path:
+        """Parameters that hooks changed for attempts to come; made when there are any."""
+        return self.root / "changed"
+
+    @property
     def ledger(self) -> Path:
         """One entry per start of a Job."""
         return self.root / "ledger"

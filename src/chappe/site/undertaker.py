@@ -13,6 +13,7 @@ It is written to be interrupted: saying it twice changes nothing (a repeated rep
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from chappe.core import faults, limits
 from chappe.core.errors import ChappeError, Conflict, Invalid, NotFound, Unauthenticated
 from chappe.core.hidden import HidesToken
 from chappe.link import journal
+from chappe.link.cleanup import Cleanup, clean
 from chappe.link.clock import boottime
 from chappe.link.http import HubClient
 from chappe.link.ledger import Ledger
@@ -93,6 +95,12 @@ def take_stock(directory: Path, session: str, ledger: Ledger) -> Estate:
         found.seen,
         whole=not damage,
     )
+
+
+def _clean(leftovers: Sequence[Cleanup]) -> None:
+    """Remove what Jobs are not to leave, which their pilot did not come to."""
+    for what in leftovers:
+        clean(what)
 
 
 def last_syncs(estate: Estate, session: str) -> list[SyncRequest]:
@@ -196,6 +204,8 @@ class Undertaker:
             estate = await self._with_results(hub, estate)
             for request in last_syncs(estate, batch.session):
                 await hub.request("POST", "/v1/sync", request, SyncReply)
+        leftovers = [end.cleanup for end in estate.ends if end.cleanup is not None]
+        await asyncio.to_thread(_clean, leftovers)
         log.info(
             "last words passed on",
             session=batch.session,

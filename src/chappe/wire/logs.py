@@ -28,7 +28,7 @@ class LogWish(msgspec.Struct, frozen=True, omit_defaults=True):
 
     From byte `start` on, or the last `tail` lines (one of them is given). With `wait_s` the answer may
     wait so long for something to be there. `workdir` is relative to the Site's data directory and does not
-    include the attempt's own.
+    include the attempt's own. `environment` is that of a function.
     """
 
     no: Offset
@@ -40,6 +40,7 @@ class LogWish(msgspec.Struct, frozen=True, omit_defaults=True):
     start: Offset | None = None
     tail: int | None = None
     wait_s: float = 0.0
+    environment: str | None = None
 
 
 class LogPiece(msgspec.Struct, frozen=True, omit_defaults=True):

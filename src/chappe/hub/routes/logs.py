@@ -72,11 +72,13 @@ async def _fetch(call: Call[None, LogsQuery], view: JobView, attempt: int) -> Lo
     hub, q = call.hub, call.query
     runs = view.state == State.RUNNING and attempt == view.attempt
     holders = await _holders(call, view, runs)
+    function = None if view.spec is None else view.spec.function
     wish = {
         "job": view.id,
         "attempt": attempt,
         "workdir": view.workdir,
         "app": view.app,
+        "environment": None if function is None else function.environment,
         "stream": q.stream,
         "start": q.start,
         "tail": q.tail,
