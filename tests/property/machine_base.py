@@ -17,6 +17,7 @@ from chappe.core.leases import Outcome, Reason
 from chappe.core.limits import KILL_TIME_S
 from chappe.core.states import FINAL, RUNNABLE, State
 from chappe.store import edits, sync, upkeep
+from chappe.testing.place import Place
 from chappe.testing.store import SiteRig, StoreRig
 from chappe.wire.jobs import ActOnJobs, JobFilter
 from chappe.wire.sync import SyncReply, SyncRequest
@@ -31,10 +32,15 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 class MachineBase(RuleBasedStateMachine):
     """A store, two Sites with a pilot each, and the world they live in. No rules yet."""
 
+    @staticmethod
+    def place(directory: Path) -> Path | Place:
+        """Where the store of one example is."""
+        return directory / "hub.db"
+
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.TemporaryDirectory(dir=MEMORY)
-        self.rig = StoreRig(Path(self.directory.name) / "hub.db")
+        self.rig = StoreRig(self.place(Path(self.directory.name)))
         self.world = World(self.rig.clock)
         self.checker = Checker(self.rig)
         self.sites = [self.rig.add_site("paris"), self.rig.add_site("toulouse")]
@@ -53,6 +59,7 @@ class MachineBase(RuleBasedStateMachine):
         finally:
             faults.arm(None)
             self.rig.close()
+            self.rig.place.leave()
             self.directory.cleanup()
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -14,6 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from chappe.core import leases
 from chappe.store import changes, sync, upkeep
+from chappe.testing.place import Databases, PostgresPlace
 from tests.property.machine import LeaseMachine
 
 DEEP = os.environ.get("CHAPPE_HYPOTHESIS") == "deep"
@@ -27,6 +29,23 @@ def test_leases_survive_whatever_happens() -> None:
         settings=settings(
             max_examples=5_000 if DEEP else 60,
             stateful_step_count=100 if DEEP else 60,
+            derandomize=not DEEP,
+        ),
+    )
+
+
+@pytest.mark.timeout(7_200 if DEEP else 300)
+def test_leases_survive_on_postgresql_too(
+    databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer examples: what is looked for is where the two databases differ, not where the rules are wrong."""
+    place = staticmethod(functools.partial(PostgresPlace, databases))
+    monkeypatch.setattr(LeaseMachine, "place", place)
+    run_state_machine_as_test(
+        LeaseMachine,
+        settings=settings(
+            max_examples=500 if DEEP else 12,
+            stateful_step_count=40,
             derandomize=not DEEP,
         ),
     )
