@@ -279,3 +279,29 @@ def test_a_job_that_lacks_licences_keeps_them_from_smaller_ones(
     rig.cancel(holds)
     back = pilot.sync(capacity=offer, returned=[JobEpoch(g.job, g.epoch) for g in end.grants])
     assert ids(back.grants) == [wants.id]
+
+
+def test_what_the_hub_counts_is_counted_over_all_sites(rig: StoreRig, site: SiteRig) -> None:
+    other = rig.add_site("rome")
+    rig.store.writer.share({"lic": 3})
+    (here,) = needing(rig, site, Resources(named={"lic": 2}))
+    (there,) = needing(rig, other, Resources(named={"lic": 2}))
+    pilot, elsewhere = site.add_pilot(), other.add_pilot()
+    (grant,) = pilot.sync(capacity=cores(4)).grants
+    assert grant.job == here.id
+    # What a Site says of it counts for nothing.
+    offer = cores(4, named={"lic": 9})
+    assert not elsewhere.sync(capacity=offer).grants
+    assert not pilot.sync(returned=[JobEpoch(grant.job, grant.epoch)]).grants
+    (later,) = elsewhere.sync(capacity=offer).grants
+    assert later.job == there.id
+
+
+def test_what_the_hub_counts_outlives_a_rollback(rig: StoreRig) -> None:
+    rig.store.writer.share({"lic": 3})
+    before = rig.store.writer.catalog
+    with pytest.raises(ZeroDivisionError):
+        rig.do(lambda _tx: 1 // 0)
+    rig.add_site("paris")
+    assert rig.store.writer.catalog is not before
+    assert rig.store.writer.catalog.shared == {"lic": 3}

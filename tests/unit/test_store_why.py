@@ -197,3 +197,19 @@ def test_nodes_and_gpus_are_named(rig: StoreRig, site: SiteRig) -> None:
     site.add_pilot().sync(capacity=cores(4, cores=0, gpus=4, nodes=2))
     job = submitted(site, resources=Resources(cores=2, nodes=2, gpus=0.5))
     assert "2 of 4 cores on each of 2 nodes of 2, 0.5 of 4 GPUs" in reason(rig, job)
+
+
+def test_what_the_hub_counts_is_named_without_saying_who_has_it(
+    rig: StoreRig, site: SiteRig
+) -> None:
+    other = rig.add_site("rome")
+    shared = {"lic": 3}
+    rig.store.writer.share(shared)
+    submitted(other, resources=Resources(named={"lic": 2}))
+    pilot = other.add_pilot()
+    (grant,) = pilot.sync(capacity=cores(4)).grants
+    pilot.sync(capacity=cores(4), held=[held(grant)])
+    site.add_pilot().sync(capacity=cores(4))
+    job = submitted(site, resources=Resources(named={"lic": 2}))
+    (said,) = rig.ask(why, rig.user, job.id, rig.clock(), shared).reasons
+    assert said == "it waits for 2 lic of the hub: all that are left are in use by other jobs"

@@ -54,6 +54,13 @@ def command() -> None:
 )
 @click.option("--ready-file", type=_FILE, help="File to write the ready line to.")
 @click.option(
+    "--resource",
+    "resources",
+    multiple=True,
+    metavar="NAME=N",
+    help="Count a licence or the like over all sites; repeat.",
+)
+@click.option(
     "--keep-days",
     type=click.FloatRange(min=0),
     help="Cut events and ended jobs older than this (0: keep all); needs --backups.",

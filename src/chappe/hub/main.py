@@ -57,7 +57,8 @@ class HubOptions:
     """How to start a Hub. `db` None: SQLite in the data directory. Port 0: a free one, which is printed.
 
     `url_host` is the name that clients use, where it is not `host`. What is older than `keep_days` is cut, as
-    far as a backup in the directory `backups` holds it; 0 keeps all.
+    far as a backup in the directory `backups` holds it; 0 keeps all. `resources` are texts `NAME=N`: things
+    of which there are so many for all Sites.
     """
 
     data: Path
@@ -71,6 +72,7 @@ class HubOptions:
     url_host: str | None = None
     keep_days: float = 0.0
     backups: Path | None = None
+    resources: Sequence[str] = ()
 
 
 def run(options: HubOptions) -> int:
@@ -94,6 +96,7 @@ def _run(options: HubOptions) -> None:
     from chappe.store.db import open_store
 
     keep = _retention(options)
+    shared = _shared(options.resources)
     data = options.data.absolute()
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -119,6 +122,7 @@ def _run(options: HubOptions) -> None:
                 continue
             return
         try:
+            store.writer.share(shared)
             listener = listener or _bind(options)
             address = _url(options, listener)
             files = tls.files(data, options.tls_cert, options.tls_key, now())
@@ -130,6 +134,19 @@ def _run(options: HubOptions) -> None:
         if not store.writer.superseded:
             break
     log.info("stopped")
+
+
+def _shared(texts: Sequence[str]) -> dict[str, int]:
+    from chappe.core.jobs import Resources, check_resources
+
+    named: dict[str, int] = {}
+    for text in texts:
+        name, _, count = text.partition("=")
+        if not count.isdecimal():
+            raise Invalid(f"--resource {text!r} is not of the form NAME=N", field="resources")
+        named[name] = int(count)
+    check_resources(Resources(named=named))
+    return named
 
 
 def _retention(options: HubOptions) -> Retention | None:
@@ -251,6 +268,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--keep-days", type=float, default=0.0, help="cut what is older; 0: nothing"
     )
     parser.add_argument("--backups", type=Path, help="directory of backups that hold what is cut")
+    parser.add_argument(
+        "--resource",
+        dest="resources",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="count a licence or the like over all sites; repeat",
+    )
     parser.add_argument("--log-level", choices=sorted(logs.LEVELS), default="info")
     parser.add_argument("--ready-file", type=Path, help="file to write the ready line to")
     given = parser.parse_args(arguments)

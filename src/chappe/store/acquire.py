@@ -2,7 +2,7 @@
 
 Shapes that do not fit are skipped by their counts in memory, so Jobs that cannot run here cost nothing,
 however many they are. What a Job needs of its Site's named resources is counted over all that the Site's
-pilots hold: a licence is used from the grant on.
+pilots hold, or over all Sites where the Hub counts: a licence is used from the grant on.
 """
 
 from __future__ import annotations
@@ -76,6 +76,9 @@ def acquire_grants(tx: Tx, p: Principal, session: Any, req: SyncRequest, reply: 
 def choose(tx: Tx, site_n: int, capacity: Capacity) -> list[tuple[ShapeEntry, Any]]:
     """The Jobs to grant, best first."""
     settling = tx.settling()
+    if tx.catalog.shared:
+        named = {**capacity.named, **tx.catalog.shared}
+        capacity = msgspec.structs.replace(capacity, named=named)
     possible = [
         entry
         for entry in tx.catalog.sites[site_n].shapes
@@ -137,15 +140,18 @@ def _merge(
 
 
 def named_in_use(catalog: Catalog, site_n: int) -> Counter[str]:
-    """How much of its named resources the Jobs use that a Site's Sessions hold."""
+    """How much of its named resources the Jobs use that a Site's Sessions hold; of those that the Hub
+    counts, how much all Jobs use."""
     wanted = {n: entry.shape.named for n, entry in catalog.shapes.items() if entry.shape.named}
     used: Counter[str] = Counter()
     for held in catalog.leases.values():
         for row in held.values():
-            if row.site != site_n:
+            here = row.site == site_n
+            if not here and not catalog.shared:
                 break  # a Session's Jobs are all at its Site
             for name, count in wanted.get(row.shape, ()):
-                used[name] += count
+                if here or name in catalog.shared:
+                    used[name] += count
     return used
 
 

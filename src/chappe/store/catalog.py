@@ -73,6 +73,8 @@ class Catalog:
     leases: defaultdict[int, dict[str, JobRow]]
     #: Whom to hear after a restore, before anything is granted.
     unheard: Unheard
+    #: How many there are, over all Sites, of things that the Hub counts: a setting, not of the store.
+    shared: dict[str, int] = field(default_factory=dict)
 
     def add_site(self, entry: SiteEntry) -> None:
         """Take a new Site up; Shapes may name it already, when it was deleted and comes back."""

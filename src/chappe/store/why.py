@@ -7,6 +7,8 @@ here, and the answer names the thing that is waited for.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -36,9 +38,10 @@ AHEAD = sql(f"""
     AND (priority, -n) > (:priority, -:n) LIMIT 10001) counted""")
 
 LEASED_SHAPES = sql("""
-    SELECT shape.body, count(*) FROM session s JOIN site ON site.n = s.site AND site.id = :site
+    SELECT shape.body, count(*) FROM session s JOIN site ON site.n = s.site
     JOIN job ON job.session = s.n JOIN shape ON shape.n = job.shape
-    WHERE s.state <> 'dead' GROUP BY shape.n, shape.body""")
+    WHERE s.state <> 'dead' AND (CAST(:site AS text) IS NULL OR site.id = :site)
+    GROUP BY shape.n, shape.body""")
 
 SESSION = sql("""
     SELECT s.id, s.state, s.heard_at, site.name FROM session s JOIN site ON site.n = s.site
@@ -51,8 +54,15 @@ UNHEARD = sql("""
         AND incarnation <> (SELECT incarnation FROM hub)))""")
 
 
-def why(conn: Connection, p: Principal, id: str, now: float) -> Why:
-    """What a Job waits for, most important first. `now` is seconds since 1970."""
+def why(
+    conn: Connection,
+    p: Principal,
+    id: str,
+    now: float,
+    shared: Mapping[str, int] = MappingProxyType({}),
+) -> Why:
+    """What a Job waits for, most important first. `now` is seconds since 1970, `shared` how many there are
+    of the things that the Hub counts over all Sites."""
     job = get_job(conn, p, id)
     n = job_n(conn, p, id)
     state = State(job.state)
@@ -69,7 +79,7 @@ def why(conn: Connection, p: Principal, id: str, now: float) -> Why:
         facts["not_before"] = job.not_before
         reasons = [f"it is not to start for another {max(job.not_before - now, 0):.0f} s"]
     else:
-        reasons = _unleased(conn, p, n, job, now, facts)
+        reasons = _unleased(conn, p, n, job, now, facts, shared)
     if job.held_at is not None and state not in FINAL:
         facts["held_at"] = job.held_at
         reasons.insert(0, _held(job, now))
@@ -130,7 +140,13 @@ def _leased(
 
 
 def _unleased(
-    conn: Connection, p: Principal, n: int, job: JobView, now: float, facts: dict[str, Any]
+    conn: Connection,
+    p: Principal,
+    n: int,
+    job: JobView,
+    now: float,
+    facts: dict[str, Any],
+    shared: Mapping[str, int],
 ) -> list[str]:
     shape_n, body = conn.execute(SHAPE, {"n": n}).one()
     shape = msgspec.json.decode(body, type=Shape)
@@ -148,18 +164,28 @@ def _unleased(
         if site is None:
             reasons.append(f"its site {id} was deleted: cancel the job")
         else:
-            reasons.append(_at_site(conn, p, shape, site, ahead, now))
+            reasons.append(_at_site(conn, p, shape, site, ahead, now, shared))
     return reasons
 
 
 def _at_site(
-    conn: Connection, p: Principal, shape: Shape, site: SiteView, ahead: int, now: float
+    conn: Connection,
+    p: Principal,
+    shape: Shape,
+    site: SiteView,
+    ahead: int,
+    now: float,
+    shared: Mapping[str, int],
 ) -> str:
     """Why one Site does not take a Job of this Shape now."""
     live = [s for s in site.sessions if s.state == "live"]
     if not live:
         return _no_pilot(conn, p, site, now)
-    offers = [s.capacity for s in live if s.capacity is not None]
+    offers = [
+        msgspec.structs.replace(s.capacity, named={**s.capacity.named, **shared})
+        for s in live
+        if s.capacity is not None
+    ]
     fitting = [capacity for capacity in offers if misfit(shape, capacity) is None]
     if offers and not fitting:
         return f"no pilot at {site.name} can take it: {misfit(shape, offers[0])}"
@@ -168,20 +194,38 @@ def _at_site(
         return f"{many} jobs like it are before it at {site.name}"
     if not fitting:
         return f"the pilots at {site.name} offer no room: they are starting, or draining"
-    used = _named_used(conn, site.id) if shape.named else {}
-    for name, count in shape.named:
-        have = max(capacity.named.get(name, 0) for capacity in fitting)
-        if used.get(name, 0) + count > have:
-            return (
-                f"it waits for {count} {name} at {site.name}: {used.get(name, 0)} of {have} are in "
-                "use by other jobs"
-            )
+    lacks = _lacks_named(conn, shape, site, fitting, shared)
+    if lacks:
+        return lacks
     free = max(capacity.cores for capacity in fitting)
     return f"it is next at {site.name}: it needs {_needs(shape, fitting)}, {free} cores are free"
 
 
-def _named_used(conn: Connection, site: str) -> Counter[str]:
-    """How much of its named resources the Jobs use that a Site's Sessions hold."""
+def _lacks_named(
+    conn: Connection,
+    shape: Shape,
+    site: SiteView,
+    offers: list[Capacity],
+    shared: Mapping[str, int],
+) -> str:
+    """Which countable thing is in use by others, "" for none."""
+    if not shape.named:
+        return ""
+    here = _named_used(conn, site.id)
+    everywhere = _named_used(conn, None) if shared else here
+    for name, count in shape.named:
+        have = max(capacity.named.get(name, 0) for capacity in offers)
+        used = (everywhere if name in shared else here)[name]
+        if used + count > have:
+            # Who has them may be of another project, and then is nobody's business here.
+            amount = "all that are left" if name in shared else f"{used} of {have}"
+            where = "of the hub" if name in shared else f"at {site.name}"
+            return f"it waits for {count} {name} {where}: {amount} are in use by other jobs"
+    return ""
+
+
+def _named_used(conn: Connection, site: str | None) -> Counter[str]:
+    """How much of its named resources the Jobs use that a Site's Sessions hold; None: all Sessions."""
     used: Counter[str] = Counter()
     for body, jobs in conn.execute(LEASED_SHAPES, {"site": site}):
         for name, count in msgspec.json.decode(body, type=Shape).named:

@@ -83,6 +83,7 @@ class Writer:
         self.on_superseded: Callable[[], None] = lambda: None
         self._over: Superseded | None = None
         self.stats = WriterStats()
+        self._shared: dict[str, int] = {}
         with line.connection().begin():
             self.catalog = catalogs.load(line.connection())
         line.known(self.catalog.incarnation, self.catalog.commit_no)
@@ -233,8 +234,14 @@ class Writer:
             # A disk that fails now fails the next transaction too, which begins by reading again.
             log.exception("cannot read the catalog")
 
+    def share(self, named: dict[str, int]) -> None:
+        """Count these things, such as licences, over all Sites: there are so many of each."""
+        self._shared = named
+        self.catalog.shared = named
+
     def _load(self, conn: Connection) -> None:
         self.catalog = catalogs.load(conn)
+        self.catalog.shared = self._shared
         self._reload = False
 
     def _tell(self, effects: Effects) -> None:

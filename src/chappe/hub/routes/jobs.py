@@ -150,7 +150,9 @@ async def events(call: Call[None, PageQuery]) -> EventPage:
 
 async def explain(call: Call[None, None]) -> Why:
     """Say what a Job waits for."""
-    return await call.hub.read(why.why, call.principal, call.path["id"], call.hub.clock())
+    hub, id = call.hub, call.path["id"]
+    shared = hub.store.writer.catalog.shared
+    return await hub.read(why.why, call.principal, id, hub.clock(), shared)
 
 
 async def signed(call: Call[None, None]) -> SignedSpec:
