@@ -100,7 +100,7 @@ def test_the_hub_refuses_what_the_app_does_not_have(client: Client) -> None:
     assert error.value.field == "parameters.m"
     with pytest.raises(Invalid):
         wave.submit(n="three")
-    with pytest.raises(Invalid, match=f"there are: {SITE}"):
+    with pytest.raises(NotFound, match=f"there are: {SITE}"):
         client.app("wave", site="pari").submit()
 
 
