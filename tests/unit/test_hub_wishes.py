@@ -6,13 +6,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import msgspec
 import pytest
 
 from chappe.core import limits
-from chappe.core.errors import Busy
+from chappe.core.errors import Busy, Conflict
 from chappe.hub.polls import Polls
+from chappe.hub.routes import logs
 from chappe.hub.wishes import Wishes
 from chappe.link.clock import new_id
+from chappe.wire.jobs import JobView
 from chappe.wire.logs import LogPiece
 
 HERE = ("session", "one")
@@ -88,3 +91,32 @@ async def test_numbers_rise_over_restarts_and_also_when_the_clock_went_back() ->
         seen = before.of(HERE, 0)[0].no
     with after.ask([HERE], WISH):
         assert len(after.of(HERE, seen)) == 1
+
+
+class Answers:
+    """A Hub of which only the routes of logs see something."""
+
+    def __init__(self, able: list[tuple[str, object]]) -> None:
+        self.hub = self
+        self.principal = None
+        self.clock = float
+        self._able = able
+
+    async def read(self, *_args: object) -> list[tuple[str, object]]:
+        return self._able
+
+
+async def test_a_site_that_is_not_heard_is_an_error_at_once_and_says_where_the_file_is() -> None:
+    view = JobView(
+        WISH["job"], "j", "JOB_FINISHED", "finished", [], 0.0, 0.0, "s", workdir="jobs/j"
+    )
+    ask: Any = logs._holders
+    with pytest.raises(Conflict, match="below data/jobs/j") as caught:
+        await ask(Answers([]), view, False)
+    assert caught.value.code == "site_offline"
+    assert await ask(Answers([HERE]), view, False) == [HERE]
+    silent = msgspec.structs.replace(view, session="one", unreachable=True)
+    with pytest.raises(Conflict, match="the job goes on"):
+        await ask(Answers([]), silent, True)
+    heard = msgspec.structs.replace(view, session="one")
+    assert await ask(Answers([]), heard, True) == [HERE]
