@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -34,7 +35,11 @@ class Log:
         self.store = SimpleNamespace(incarnation=1, head=lambda _project: self.committed)
         self.stopping = asyncio.Event()
         self.metrics = Metrics()
+        self.now = 0.0
         self.streams = Streams(cast(Hub, self))
+
+    def clock(self) -> float:
+        return self.now
 
     async def read(
         self, _fn: Any, _p: Principal, after: int, head: int, _f: EventFilter, incarnation: int
@@ -193,3 +198,43 @@ async def test_streams_are_bounded_and_counted(monkeypatch: pytest.MonkeyPatch) 
     assert len(log.streams) == 0
     async with log.stream():
         assert len(log.streams) == 1
+
+
+async def test_a_stream_ends_when_its_token_is_revoked_and_others_go_on() -> None:
+    log = Log()
+    other = replace(ME, token_prefix="ccccddddeeee")
+    mine, theirs = (log.streams.open(p, ALL, None) for p in (ME, other))
+    async with aclosing(mine), aclosing(theirs):
+        for chunks in (mine, theirs):
+            assert await anext(chunks) == b": ready\n\n"
+        waiting = asyncio.ensure_future(anext(mine))
+        await asyncio.sleep(0)
+        log.streams.cut({ME.token_prefix})
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+        log.commit()
+        assert await anext(theirs) == b"1:1;"
+
+
+async def test_a_stream_that_was_opened_before_a_revocation_and_begins_after_it_ends() -> None:
+    log = Log()
+    async with aclosing(log.streams.open(ME, ALL, None)) as chunks:
+        log.streams.cut({ME.token_prefix})
+        assert await anext(chunks) == b": ready\n\n"
+        with pytest.raises(StopAsyncIteration):
+            await anext(chunks)
+    assert len(log.streams) == 0
+
+
+async def test_a_stream_does_not_outlive_its_token() -> None:
+    log = Log()
+    brief = replace(ME, expires_at=10.0)
+    log.now = 9.0
+    async with aclosing(log.streams.open(brief, ALL, None)) as chunks:
+        assert await anext(chunks) == b": ready\n\n"
+        log.commit()
+        assert await anext(chunks) == b"1:1;"
+        log.now = 10.0
+        log.commit()
+        with pytest.raises(StopAsyncIteration):
+            await anext(chunks)

@@ -334,6 +334,28 @@ def test_a_token_does_not_outlive_the_one_that_made_it(rig: StoreRig) -> None:
     assert rig.do(tokens.create_token, who, NewToken("short", 5.0)).expires_at == rig.clock() + 5
 
 
+def test_valid_tokens_are_bounded_for_each(rig: StoreRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chappe.core.limits.TOKENS", 3)
+    add(rig, "bob", "viewer")
+    code = add(rig, "ann", "viewer")
+    first = join(rig, code, expires_in_s=60.0)
+    for _ in range(2):
+        login(rig, "ann")
+    for act in (
+        lambda: login(rig, "ann"),
+        lambda: rig.do(tokens.create_token, rig.whoami(first.token), NewToken()),
+    ):
+        with pytest.raises(TooLarge):
+            act()
+    for _ in range(3):
+        rig.do(tokens.create_service_token, rig.user, NewServiceToken("viewer"))
+    with pytest.raises(TooLarge):
+        rig.do(tokens.create_service_token, rig.user, NewServiceToken("viewer"))
+    # What has ended does not count.
+    rig.clock.advance(60.0)
+    login(rig, "ann")
+
+
 # --- the audit
 
 

@@ -91,6 +91,7 @@ def login(tx: Tx, account: Account, wish: Login | Join, address: str) -> LoginRe
     lives_s = LOGIN_S if wish.expires_in_s is None else wish.expires_in_s
     expires_at = tokens.expiry(tx, wish.note, lives_s)
     project = _entered(tx, account, bool(rows[0].admin), wish.project)
+    tokens.check_room(tx, project.n, account.n)
     token, prefix = tokens.issue(
         tx, "user", project.n, account=account.n, note=wish.note, expires_at=expires_at
     )

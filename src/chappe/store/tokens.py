@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from chappe.core import limits
 from chappe.core.access import Party, Reach
-from chappe.core.errors import Conflict, Invalid
+from chappe.core.errors import Conflict, Invalid, TooLarge
 from chappe.core.ids import uuid7
 from chappe.store import audit
 from chappe.store.dialect import sql
@@ -45,6 +45,13 @@ TOKENS = sql(f"{_VIEW} ORDER BY t.created_at DESC LIMIT :most")
 
 OWN_TOKENS = sql(f"""{_VIEW} AND (t.account = :account OR t.prefix = :prefix)
     ORDER BY t.created_at DESC LIMIT :most""")
+
+_VALID = """
+    SELECT count(*) FROM token WHERE project = :project AND scope = 'user' AND revoked_at IS NULL
+    AND (expires_at IS NULL OR expires_at > :now)"""
+
+TOKENS_VALID = sql(f"{_VALID} AND account = :account")
+SERVICE_TOKENS_VALID = sql(f"{_VALID} AND account IS NULL")
 
 INSERT_PROJECT = sql("""
     INSERT INTO project (id, name, next_seq, created_at) VALUES (:id, :name, 1, :now) RETURNING n""")
@@ -93,6 +100,7 @@ def issue(
 def create_token(tx: Tx, p: Principal, new: NewToken) -> TokenView:
     """A further token of the same user. It does not outlive the one that makes it."""
     expires_at = expiry(tx, new.note, new.expires_in_s)
+    check_room(tx, p.project_n, p.account_n)
     if p.expires_at is not None:
         expires_at = min(expires_at or p.expires_at, p.expires_at)
     token, prefix = issue(
@@ -114,6 +122,7 @@ def create_token(tx: Tx, p: Principal, new: NewToken) -> TokenView:
 def create_service_token(tx: Tx, p: Principal, new: NewServiceToken) -> TokenView:
     """A token of the project itself, with a role, for a program."""
     expires_at = expiry(tx, new.note, new.expires_in_s)
+    check_room(tx, p.project_n, None)
     token, prefix = issue(
         tx, "user", p.project_n, role=new.role, note=new.note, expires_at=expires_at
     )
@@ -139,6 +148,20 @@ def revoke_token(tx: Tx, p: Principal, reach: Reach, prefix: str) -> None:
     if tx.write(REVOKE, prefix=prefix, project=p.project_n, now=tx.now):
         tx.effects.revoked.add(prefix)
         audit.record(tx, p, p.project_n, "token.revoke", prefix, note=found[0].note)
+
+
+def check_room(tx: Tx, project: int, account: int | None) -> None:
+    """Raise TooLarge when a user, or the project itself (None), has as many valid tokens as there may be."""
+    whose = {"project": project, "now": tx.now}
+    if account is None:
+        valid = tx.read(SERVICE_TOKENS_VALID, **whose)[0][0]
+    else:
+        valid = tx.read(TOKENS_VALID, account=account, **whose)[0][0]
+    if valid >= limits.TOKENS:
+        raise TooLarge(
+            f"there are {valid} valid tokens, which is the limit: revoke some (chappe token ls)",
+            field="token",
+        )
 
 
 def _is_own(p: Principal, prefix: str, account: int | None) -> bool:
