@@ -239,6 +239,26 @@ def test_selections_are_few_and_the_expired_make_room(
     select(rig)
 
 
+def test_selections_that_were_acted_upon_make_room(
+    rig: StoreRig, site: SiteRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SELECTIONS_PER_PROJECT", 2)
+    submitted(site, 4)
+    for _ in range(10):  # as many acts as one likes, one after the other
+        begin(rig, select(rig), "hold")
+        steps(rig)
+    busy, used = select(rig), select(rig)
+    for selection in (busy, used):
+        begin(rig, selection, "release")
+        steps(rig)
+    begin(rig, busy, "hold")
+    select(rig)
+    steps(rig)
+    assert rig.ask(bulk.list_acts, rig.user)[0].counts == {"held": 4}
+    with pytest.raises(NotFound):
+        rig.ask(bulk.get_selection, rig.user, used.id)
+
+
 def test_a_selection_under_an_act_is_not_dropped(rig: StoreRig, site: SiteRig) -> None:
     submitted(site, 1)
     selection = select(rig)

@@ -74,6 +74,12 @@ EXPIRED = sql("""
     DELETE FROM selection WHERE expires_at <= :now
     AND n NOT IN (SELECT selection FROM act WHERE ended_at IS NULL) RETURNING n""")
 
+#: Selections that were acted upon, where no act goes on: they make room for others.
+USED = sql("""
+    DELETE FROM selection WHERE project = :project
+    AND n IN (SELECT selection FROM act WHERE ended_at IS NOT NULL)
+    AND n NOT IN (SELECT selection FROM act WHERE ended_at IS NULL) RETURNING n""")
+
 DROP_SELECTION = sql("DELETE FROM selection WHERE n = :n")
 DROP_CHUNKS = sql("""
     DELETE FROM selection_chunk WHERE selection IN (SELECT value FROM ints(:ns) v)""")
@@ -98,6 +104,7 @@ def store_selection(tx: Tx, p: Principal, new: NewSelection, jobs: Sequence[int]
         return view
     if tx.read(SELECTIONS, project=p.project_n)[0][0] >= limits.SELECTIONS_PER_PROJECT:
         forget_expired(tx)
+        _drop_chunks(tx, tx.write(USED, project=p.project_n))
         if tx.read(SELECTIONS, project=p.project_n)[0][0] >= limits.SELECTIONS_PER_PROJECT:
             raise Busy(
                 f"the project has {limits.SELECTIONS_PER_PROJECT} selections: delete one, or wait "
@@ -144,10 +151,13 @@ def drop_selection(tx: Tx, p: Principal, id: str) -> None:
 
 def forget_expired(tx: Tx) -> None:
     """Forget selections past their time, and acts that ended long ago."""
-    gone = [row[0] for row in tx.write(EXPIRED, now=tx.now)]
-    if gone:
-        tx.write(DROP_CHUNKS, ns=to_json(gone))
+    _drop_chunks(tx, tx.write(EXPIRED, now=tx.now))
     tx.write(DROP_ACTS, limit=tx.now - limits.ACT_KEPT_S)
+
+
+def _drop_chunks(tx: Tx, gone: Sequence[Any]) -> None:
+    if gone:
+        tx.write(DROP_CHUNKS, ns=to_json([row.n for row in gone]))
 
 
 def _selection_row(tx: Tx, p: Principal, id: str) -> Any:
