@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from chappe.core.jobs import Resources, Retries
+from chappe.link.clock import new_id
 from chappe.pilot.hand_wire import make_certificate, read_place
 from chappe.pilot.hand_wire import tls as hand_tls
 from chappe.pilot.procs import node_of
@@ -41,10 +42,11 @@ sys.exit(max([process.wait() for process in started]))
 
 
 @pytest.fixture
-async def site(hub: RunningHub, tmp_path: Path) -> AsyncIterator[RealSite]:
-    """A Site at a Hub of this test's own."""
+async def site(shared_hub: RunningHub, tmp_path: Path) -> AsyncIterator[RealSite]:
+    """A Site at a Hub that other tests use too."""
+    hub = shared_hub
     made = RealSite(tmp_path / "site", hub.url, hub.token, hub.project, hub.ca_file or None)
-    await made.register()
+    await made.register(f"paris-{new_id()}")
     yield made
     await made.close()
 

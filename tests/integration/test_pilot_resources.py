@@ -9,16 +9,18 @@ import msgspec
 import pytest
 
 from chappe.core.jobs import Resources, Retries
+from chappe.link.clock import new_id
 from chappe.testing.hub import RunningHub
 from chappe.testing.nodes import big
 from tests.integration.pilot_rig import RealSite, until
 
 
 @pytest.fixture
-async def site(hub: RunningHub, tmp_path: Path) -> AsyncIterator[RealSite]:
-    """A Site at a Hub of this test's own."""
+async def site(shared_hub: RunningHub, tmp_path: Path) -> AsyncIterator[RealSite]:
+    """A Site at a Hub that other tests use too."""
+    hub = shared_hub
     made = RealSite(tmp_path / "site", hub.url, hub.token, hub.project, hub.ca_file or None)
-    await made.register()
+    await made.register(f"paris-{new_id()}")
     yield made
     await made.close()
 

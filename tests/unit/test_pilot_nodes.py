@@ -8,9 +8,11 @@ from chappe.pilot.nodes import WHOLE, Need, Node, Share
 from chappe.testing.nodes import GIB, big, plain
 
 
-def take(node: Node, need: Need, lane: int = 1, ends_at: float = inf) -> Share:
+def take(
+    node: Node, need: Need, lane: int = 1, ends_at: float = inf, limit_at: float = inf
+) -> Share:
     assert node.fits(need)
-    return node.take(need, lane, ends_at, inf)
+    return node.take(need, lane, ends_at, limit_at)
 
 
 def test_cpus_come_from_one_domain_and_the_fullest_that_has_enough() -> None:
@@ -62,11 +64,13 @@ def test_all_comes_back() -> None:
 def test_when_a_job_will_fit() -> None:
     node = plain(range(4))
     take(node, Need(2), 1, ends_at=50.0)
-    take(node, Need(1), 2, ends_at=20.0)
+    second = take(node, Need(1), 2, ends_at=20.0)
     assert [node.free_at(Need(c), 10.0) for c in (1, 2, 3, 4, 5)] == [10.0, 20.0, 50.0, 50.0, inf]
     # What runs longer than was said counts as endless, unless its limit is known.
     assert node.free_at(Need(4), 30.0) == inf
-    node.expect(2, 20.0, 60.0)
+    node.leave(second, Need(1), 2)
+    take(node, Need(1), 2, ends_at=10.0, limit_at=40.0)
+    node.expect(2, 10.0, 20.0)
     assert node.free_at(Need(2), 30.0) == 50.0
     assert node.free_at(Need(4), 30.0) == 60.0
     node.up = False

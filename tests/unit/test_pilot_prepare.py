@@ -6,7 +6,6 @@ import errno
 import os
 import time
 from collections.abc import Sequence
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ class Place:
         h = Holding(grant, 0.0, 1)
         h.verified = verify(submission)
         node = plain([0, 1])
-        h.slot = Slot(4, h.need, [Share(node, [1], {})], inf, inf)
+        h.slot = Slot(4, h.need, [Share(node, [1], {})])
         return h
 
     def prepare(self, *held: Holding) -> Sequence[module.Outcome]:
@@ -309,7 +308,7 @@ def test_a_bad_signature_is_refused_with_its_reason(place: Place) -> None:
     work = Work()
     work.arrivals = [arrival(a, submissions=[bad])]
     (h,) = place.desk.work(work).new
-    h.slot = Slot(1, Need(), [Share(plain([0]), [], {})], inf, inf)
+    h.slot = Slot(1, Need(), [Share(plain([0]), [], {})])
     (made,) = place.prepare(h)
     assert isinstance(made, Refused)
     assert made.code == "bad_signature"

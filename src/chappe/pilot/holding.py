@@ -51,6 +51,8 @@ class _Needs(msgspec.Struct, frozen=True):
 KILL_GRACE_S = 10.0
 """From TERM to KILL at a Job's own limit."""
 
+_PLAIN = _Resources()
+_PLAIN_NEED = Need()
 _needs = msgspec.json.Decoder(_Needs)
 
 
@@ -122,17 +124,26 @@ class Holding:
         self.wire = HeldJob(grant.job, grant.epoch)
         try:
             needs = _needs.decode(self.spec)
-            check_resources(needs.resources)
+            # Most Jobs keep the defaults, and two thousand may come in a second.
+            self._take(None if needs.resources == _PLAIN else needs.resources)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Invalid):
             needs = _Needs()  # it is refused, with words, when it is looked at before its start
-        r = needs.resources
-        self.need = Need(r.node_cores, r.mem_bytes, gpu_parts(r.gpus), r.nodes)
-        self.estimate_s = r.estimate_s
-        self.time_s = r.time_s
-        self.limit_s = inf if r.wall_s is None else r.wall_s + KILL_GRACE_S
-        self.least_s = r.time_s or (2 * r.warn_s if r.warn_s else 0.0)
+            self._take(None)
         self.needs_parents = bool(needs.parents)
         self.takeover_s = needs.takeover_s
+
+    def _take(self, r: Resources | None) -> None:
+        """What it needs; None: as little as can be. Raises Invalid."""
+        self.need, self.limit_s, self.least_s = _PLAIN_NEED, inf, 0.0
+        self.estimate_s: float | None = None
+        self.time_s: float | None = None
+        if r is None:
+            return
+        check_resources(r)
+        self.need = Need(r.node_cores, r.mem_bytes, gpu_parts(r.gpus), r.nodes)
+        self.estimate_s, self.time_s = r.estimate_s, r.time_s
+        self.limit_s = inf if r.wall_s is None else r.wall_s + KILL_GRACE_S
+        self.least_s = r.time_s or (2 * r.warn_s if r.warn_s else 0.0)
 
     @property
     def key(self) -> tuple[str, int]:

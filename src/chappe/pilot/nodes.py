@@ -36,13 +36,16 @@ class Share(NamedTuple):
     gpus: dict[str, int]
 
 
-class Tenancy(NamedTuple):
+class Tenancy:
     """A Job on a node: until when it is expected to run, and until when at most (infinity: unknown)."""
 
-    need: Need
-    gpus: dict[str, int]
-    ends_at: float
-    limit_at: float
+    __slots__ = ("ends_at", "gpus", "limit_at", "need")
+
+    def __init__(self, need: Need, gpus: dict[str, int], ends_at: float, limit_at: float) -> None:
+        self.need = need
+        self.gpus = gpus
+        self.ends_at = ends_at
+        self.limit_at = limit_at
 
     def end(self, now: float) -> float:
         """When it will have ended, as far as one can say now."""
@@ -134,9 +137,11 @@ class Node:
             for free, all_ in zip(self._domains, self.topology.domains, strict=True):
                 free[:] = sorted({*free, *back.intersection(all_)})
 
-    def expect(self, lane: int, ends_at: float, limit_at: float) -> None:
-        """The Job will end at another time."""
-        self.tenants[lane] = self.tenants[lane]._replace(ends_at=ends_at, limit_at=limit_at)
+    def expect(self, lane: int, more_s: float, more_limit_s: float) -> None:
+        """Another will run in its turn: it takes so much longer."""
+        tenant = self.tenants[lane]
+        tenant.ends_at += more_s
+        tenant.limit_at += more_limit_s
 
     def free_at(self, need: Need, now: float) -> float:
         """When a Job of this need will fit, if nobody else comes; infinity when nobody can say."""

@@ -35,16 +35,12 @@ class Slot:
     """Room for one running Job. `jobs` counts who shares it in turn; `turned_at` is when one of them last
     began or ended (whoever hears of it says so)."""
 
-    __slots__ = ("ends_at", "jobs", "lane", "limit_at", "need", "shares", "turned_at")
+    __slots__ = ("jobs", "lane", "need", "shares", "turned_at")
 
-    def __init__(
-        self, lane: int, need: Need, shares: list[Share], ends_at: float, limit_at: float
-    ) -> None:
+    def __init__(self, lane: int, need: Need, shares: list[Share]) -> None:
         self.lane = lane
         self.need = need
         self.shares = shares
-        self.ends_at = ends_at
-        self.limit_at = limit_at
         self.jobs = 1
         self.turned_at = inf
 
@@ -165,11 +161,14 @@ class Placement:
         if estimate_s is None or estimate_s >= LANE_S or need.nodes > 1:
             return None
         most = min(LANE_MOST, 1 + int(LANE_S / max(estimate_s, 1e-4)))
-        slots: Collection[Slot] = self._open.get(need, {}).values()
+        taken = self._open.get(need)
+        if not taken:
+            return None
+        slots: Collection[Slot] = taken.values()
         if self._kept is not None:
             slots = [slot for slot in slots if slot.node not in self._kept.nodes]
-        if not slots:
-            return None
+            if not slots:
+                return None
         slot = min(slots, key=_jobs)
         if slot.jobs >= (most if self._filling else max(1, most // 2)):
             self._filling = False
@@ -177,9 +176,7 @@ class Placement:
         self._filling = True
         slot.jobs += 1
         self.shared += 1
-        slot.ends_at += estimate_s
-        slot.limit_at += inf if limit_s is None else limit_s
-        slot.node.expect(slot.lane, slot.ends_at, slot.limit_at)
+        slot.node.expect(slot.lane, estimate_s, inf if limit_s is None else limit_s)
         return slot
 
     def leave(self, slot: Slot) -> None:
@@ -211,7 +208,7 @@ class Placement:
             node = by_name.get(place.node, self.nodes[0])
             gpus = dict(place.gpus)
             shares.append(node.occupy(need, self._lane, place.cpus, gpus, ends_at, limit_at))
-        return self._slot(need, shares, ends_at, limit_at)
+        return self._slot(need, shares)
 
     # --- room for a large Job
 
@@ -286,10 +283,10 @@ class Placement:
 
     def _take(self, nodes: Sequence[Node], need: Need, ends_at: float, limit_at: float) -> Slot:
         shares = [node.take(need, self._lane, ends_at, limit_at) for node in nodes]
-        return self._slot(need, shares, ends_at, limit_at)
+        return self._slot(need, shares)
 
-    def _slot(self, need: Need, shares: list[Share], ends_at: float, limit_at: float) -> Slot:
-        slot = Slot(self._lane, need, shares, ends_at, limit_at)
+    def _slot(self, need: Need, shares: list[Share]) -> Slot:
+        slot = Slot(self._lane, need, shares)
         self._lane += 1
         self._open.setdefault(need, {})[slot.lane] = slot
         return slot
