@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,6 +114,24 @@ def test_check_names_each_fault_and_a_remedy(site: Site) -> None:
     for fault in ("site.token has mode 0644", "trusted_keys:1", "bad.toml:2"):
         assert fault in text
     assert all(found.values())
+
+
+def test_check_starts_each_environment_for_functions(site: Site) -> None:
+    assert not [f for f in check_site(site.paths.root) if "functions: " in f.what]
+    config = site.paths.config.read_text().replace("# allowed = false", "allowed = true")
+    # The pilots of this Site are no Python.
+    default = f'[functions.environments.default]\npython = "{sys.executable}"\n'
+    broken = f'[functions.environments.broken]\npython = "{sys.executable}"\n'
+    broken += 'preload = ["json", "no_such_module"]\n'
+    missing = '[functions.environments.missing]\npython = "/no/such/python"\n'
+    site.paths.config.write_text(config + default + broken + missing)
+    found = [f for f in check_site(site.paths.root) if "functions: " in f.what]
+    assert [f.level for f in found] == [Level.ERROR, Level.OK, Level.ERROR]
+    assert "No module named 'no_such_module'" in found[0].what
+    assert "environment 'default': Python 3." in found[1].what
+    assert "/no/such/python" in found[2].what
+    assert found[0].remedy
+    assert found[2].remedy
 
 
 @pytest.mark.parametrize(

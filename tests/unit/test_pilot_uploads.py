@@ -22,6 +22,7 @@ from chappe.core.errors import (
     Unavailable,
 )
 from chappe.core.leases import Outcome, Reason
+from chappe.link import values
 from chappe.link.clock import new_id
 from chappe.link.http import HubClient
 from chappe.link.journal import End
@@ -72,9 +73,13 @@ class Rig:
         self.told: list[End] = []
         self.hops = 0
         self._told = asyncio.Event()
-        self.uploads = Uploads(
-            cast(HubClient, self.hub), self._disk, self._on_end, Seal(new_id(), directory)
-        )
+        self.seal = Seal(new_id(), directory / "secrets")
+        self.uploads = Uploads(cast(HubClient, self.hub), self._disk, self._on_end, self.seal)
+
+    def value(self, job: str, reference: str, exit_: int = 0) -> None:
+        """A function ended, and this is what its worker gave."""
+        outcome = Outcome(Reason.EXIT, exit=exit_)
+        self.uploads.add(End(job, 1, 1, "end", 0.0, outcome, result=reference))
 
     def _disk(self, work: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         self.hops += 1
@@ -267,3 +272,24 @@ async def test_a_small_result_goes_with_the_report_of_its_end(
     assert (small.media, small.body) == ("application/json", b"[1]")
     assert small.outcome.result_sha256 == hashlib.sha256(b"[1]").hexdigest()
     assert (large.media, large.body, bool(large.outcome.result_sha256)) == ("", b"", True)
+
+
+async def test_a_small_value_is_sealed_at_once_and_a_missing_one_is_a_failure(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REPORT_RESULT_BYTES", 4_096)
+    rig.seal.key()
+    rig.value("small", values.inline(values.MSGPACK, b"\x01"))
+    assert [end.job for end in rig.told] == ["small"]
+    assert (rig.hops, len(rig.uploads)) == (0, 0)
+    opened = values.unseal(rig.told[0].body, "small", lambda _, named: named)
+    assert (opened.body, opened.statement.attempt) == (b"\x01", 1)
+    rig.value("missing", values.MISSING)
+    rig.value("raised", values.inline(values.EXCEPTION, b"e"), exit_=1)
+    rig.value("lost", values.MISSING, exit_=1)
+    ends = {end.job: end.outcome for end in await rig.all()}
+    assert "ended without a value" in ends["missing"].message
+    assert ends["missing"].exit is None
+    assert (ends["raised"].exit, bool(ends["raised"].result_sha256)) == (1, True)
+    # It failed anyhow, and says how.
+    assert (ends["lost"].exit, ends["lost"].result_sha256, ends["lost"].message) == (1, None, "")

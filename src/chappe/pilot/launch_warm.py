@@ -341,7 +341,7 @@ class Warm:
         wanted = [one for _, one in zygote.sent] + list(zygote.asked)
         deaths = self._deaths[kind] = self._deaths.get(kind, 0) + 1
         if zygote.error or deaths >= _ZYGOTE_DEATHS:
-            self._fail(kind, zygote.error or f"its zygote died {deaths} times, see pilot.log")
+            self._fail(kind, zygote.error or f"its zygote died {deaths} times, see shared.log")
             return
         try:
             for one in wanted:

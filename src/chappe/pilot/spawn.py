@@ -91,13 +91,14 @@ class Spawner:
     def start_zygote(self, argv: list[str], env: dict[str, str], control: int) -> int:
         """Start a zygote whose standard input is the socket `control`; its pid. Raises StartError.
 
-        It speaks to nobody else: what it prints goes to our log.
+        What it prints goes to the log that the Session's Jobs share.
         """
         env = {**self._base, **env, **self._node, "CHAPPE_SESSION": self._session}
         os.chdir("/")
         self._place([])
         try:
-            return self._spawn(argv[0], argv, env, 2, 2, control)
+            out = self._open_shared() if self.shared_log else self._null
+            return self._spawn(argv[0], argv, env, out, out, control)
         except (OSError, ValueError) as error:
             raise _failure("execute", argv[0], error) from error
 
@@ -153,6 +154,9 @@ class Spawner:
             return _open_log(task.stdout, opened)
         if task.log == "none":
             return self._null
+        return self._open_shared()
+
+    def _open_shared(self) -> int:
         if self._shared_fd < 0:
             self._shared_fd = _open_log(self.shared_log, [], 0o600)
         return self._shared_fd

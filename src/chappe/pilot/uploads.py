@@ -28,7 +28,7 @@ from chappe.link.journal import End
 from chappe.link.results import Result, ResultProblem
 from chappe.link.retry import jitter_s
 from chappe.link.transport import BadReply
-from chappe.link.values import Seal, delivered
+from chappe.link.values import Seal, delivered, delivered_at_once
 from chappe.pilot.parents import Disk
 from chappe.wire.results import Kept, PutResults, PutResultsReply, ResultUpload, ResultVerdict
 
@@ -61,11 +61,25 @@ class Uploads:
 
     def add(self, end: End) -> None:
         """A Job is to have left the file, or the function's value, that `end.result` names."""
+        if self._tell_at_once(end):
+            return
         self._waiting.append(end)
         self._count += 1
         if self._running is None:
             self._running = asyncio.create_task(self._run())
             self._running.add_done_callback(_over)
+
+    def _tell_at_once(self, end: End) -> bool:
+        """A small value is sealed here and now: it need not wait for what the disk thread is about."""
+        try:
+            result = delivered_at_once(end, self._seal)
+        except ResultProblem:
+            return False  # it says so again
+        if result is None or len(result.data) > limits.REPORT_RESULT_BYTES:
+            return False
+        reach("pilot.before_result_put")
+        self._on_end(_told(end, result, result.data))
+        return True
 
     def cancel(self) -> None:
         """Stop sending; files and journal stay as they are."""

@@ -18,6 +18,7 @@ from chappe.core.errors import ChappeError, Invalid, Unauthenticated, Unavailabl
 from chappe.core.limits import MIB
 from chappe.link.apps import AppProblem, load_app
 from chappe.link.clock import now
+from chappe.link.functions import DEFAULT, FunctionEnvironment
 from chappe.link.http import HubClient, RetryPolicy
 from chappe.link.trust import TrustedKeys
 from chappe.site import config as site_config
@@ -176,8 +177,40 @@ def _agent(paths: SitePaths) -> Iterator[Finding]:
 
 
 async def _outside(paths: SitePaths, config: SiteConfig) -> list[Finding]:
-    hub, scheduler = await asyncio.gather(_hub(paths, config), _scheduler(paths, config))
-    return [*hub, scheduler]
+    hub, scheduler, functions = await asyncio.gather(
+        _hub(paths, config), _scheduler(paths, config), _functions(config)
+    )
+    return [*hub, scheduler, *functions]
+
+
+async def _functions(config: SiteConfig) -> list[Finding]:
+    """Whether each environment for functions starts, as a zygote would."""
+    rules = config.functions
+    if not rules.allowed:
+        return []
+    return [await _environment(config, name) for name in sorted({DEFAULT, *rules.environments})]
+
+
+async def _environment(config: SiteConfig, name: str) -> Finding:
+    environment = config.functions.environment(name) or FunctionEnvironment()
+    python = environment.python or config.pilot.python or sys.executable
+    code = (
+        "import sys, importlib, chappe.pilot.zygote\n"
+        "for module in sys.argv[1:]: importlib.import_module(module)\n"
+        "print('.'.join(map(str, sys.version_info[:3])))"
+    )
+    variables = [f"{key}={value}" for key, value in environment.env.items()]
+    what = f"functions: environment {name!r}"
+    try:
+        ran = await run(["env", *variables, python, "-P", "-c", code, *environment.preload])
+    except OSError as e:
+        return Finding(Level.ERROR, f"{what}: {e}", "correct it in site.toml")
+    if ran.exit_code != 0:
+        said = (ran.stderr.strip().splitlines() or ["it failed"])[-1]
+        remedy = f"install what is missing for {python} (Chappe itself, too), or correct site.toml"
+        return Finding(Level.ERROR, f"{what}: {said[-300:]}", remedy)
+    version = (ran.stdout.split() or ["?"])[-1]
+    return Finding(Level.OK, f"{what}: Python {version} at {python}")
 
 
 async def _hub(paths: SitePaths, config: SiteConfig) -> list[Finding]:
