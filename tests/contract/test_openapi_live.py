@@ -30,9 +30,15 @@ def document() -> dict[str, Any]:
     return openapi_document()
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Generator[RunningHub, None, None]:
-    running = start_hub(tmp_path_factory.mktemp("contract") / "hub")
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def hub(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[RunningHub, None, None]:
+    """A Hub on each database."""
+    options = {}
+    if request.param == "postgresql":
+        options["db"] = request.getfixturevalue("postgres").database()
+    running = start_hub(tmp_path_factory.mktemp("contract") / "hub", **options)
     yield running
     running.stop()
 

@@ -6,7 +6,7 @@ import pytest
 
 from chappe.core.jobs import Retries, RetryOn
 from chappe.core.leases import Reason
-from chappe.store import sync
+from chappe.store import queries, sync
 from chappe.testing.store import PilotRig, SiteRig, StoreRig, cores, held
 from chappe.wire.results import ResultUpload
 from chappe.wire.sync import Grant
@@ -47,6 +47,20 @@ def test_an_end_with_a_result_is_illegal_until_the_result_is_there(
     outcome = rig.job(grant.job).outcome
     assert outcome is not None
     assert outcome.result_sha256 == SHA
+
+
+def test_a_result_is_found_beside_the_end_of_a_log_that_is_no_text(
+    rig: StoreRig, pilot: PilotRig
+) -> None:
+    grant = grant_of(pilot)
+    put(pilot, grant)
+    pilot.sync(held=[held(grant)], reports=[pilot.start(grant)])
+    tail = 'core\0dumped, "result_sha256":"bbb", \\u0000'
+    pilot.sync(reports=[pilot.end(grant, result_sha256=SHA, tail=tail)])
+    outcome = rig.job(grant.job).outcome
+    assert outcome is not None
+    assert outcome.tail == tail
+    assert rig.ask(queries.result, rig.user, grant.job) == ("application/json", SHA, b"{}")
 
 
 def test_a_job_whose_end_cannot_be_applied_does_not_wait_for_its_session(

@@ -12,9 +12,9 @@ and for each row of what stands before it
     CROSS JOIN each(SELECT n …)each v   the numbers that the query finds: v.value
 
 SQLite reads them by json_each; PostgreSQL by its own functions, with the types said. Three more things
-are written once: `column ->> 'field'` of a column that holds JSON as text; `CROSS JOIN t ON …`, by which
-both keep the order written, whatever they know of the tables' sizes; and CAST(:x AS bigint), needed
-wherever `:x IS NULL` is asked, since PostgreSQL must know the type of a parameter.
+are written once: `column ->> 'field'`, a plain text of a column that holds JSON as we write it;
+`CROSS JOIN t ON …`, by which both keep the order written, whatever they know of the tables' sizes; and
+CAST(:x AS bigint), needed wherever `:x IS NULL` is asked, since PostgreSQL must know a parameter's type.
 
 A statement is expanded when SQLAlchemy compiles it, once for each database, so it costs nothing later.
 """
@@ -37,7 +37,7 @@ _ORDERED = re.compile(
     r"(?=\s+(?:CROSS JOIN|LEFT JOIN|JOIN|WHERE|GROUP BY|ORDER BY|LIMIT)\b|\s*$)",
     re.DOTALL,
 )
-_FIELD = re.compile(r"([\w.]+)\s*->>\s*'")
+_FIELD = re.compile(r"([\w.]+)\s*->>\s*'(\w+)'")
 _TYPES = {"int": "bigint", "float": "double precision", "text": "text"}
 
 
@@ -82,7 +82,8 @@ def postgresql(text: str) -> str:
     )
     # A subquery with OFFSET 0 is run for each row of what stands before it; so the order is kept.
     text = _ORDERED.sub(_for_each, text)
-    text = _FIELD.sub(r"CAST(\1 AS json)->>'", text)
+    # PostgreSQL's json refuses all of a text in which one string holds a NUL, as the end of a log may.
+    text = _FIELD.sub(r"""substring(\1 from '"\2":"([^"\\\\]*)"')""", text)
     each = (
         "(SELECT ordinality AS key, CAST(value AS {type}) AS value"
         " FROM json_array_elements_text(CAST({{}} AS json)) WITH ORDINALITY)"

@@ -262,7 +262,7 @@ def _batch_report(tx: Tx, p: Principal, site: SiteEntry, report: BatchJobReport)
 def _set_batch_state(
     tx: Tx, p: Principal, row: Any, id: str, state: str, scheduler_id: str | None, message: str
 ) -> None:
-    message = message[:1000]
+    message = message[:1000].replace("\0", "")  # which no text of PostgreSQL can hold
     tx.write(SET_BATCH_JOB, n=row.n, state=state, scheduler_id=scheduler_id, message=message)
     _tell(tx, p, "batch_job", id=id, state=state, message=message)
 
