@@ -126,6 +126,40 @@ def test_a_commit_whose_answer_was_lost_is_answered_and_not_repeated(
     assert rig.sql("SELECT commit_no FROM hub")[0][0] == before + 2
 
 
+def test_a_lost_commit_is_still_known_after_a_long_silence(
+    rig: StoreRig, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can be told what became of it; yet the writer takes its own commit for nobody else's."""
+    monkeypatch.setattr(line, "PATIENCE_S", 0.2)
+    before = rig.sql("SELECT commit_no FROM hub")[0][0]
+
+    def lose_the_answer() -> None:
+        relay.cut(answers_only=True)
+        road.start()
+
+    def stay_away() -> None:
+        until(lambda: rig.sql("SELECT commit_no FROM hub")[0][0] > before, "COMMIT did not arrive")
+        relay.cut(reset=True)
+
+    road = threading.Thread(target=stay_away)
+    with before_the_next_commit(lose_the_answer):
+        failed = rig.store.writer.submit(add, "once").exception(WITHIN_S)
+    road.join()
+    assert isinstance(failed, OperationalError | Unavailable)
+    for _ in range(3):
+        refused = rig.store.writer.submit(add, "not now").exception(WITHIN_S)
+        assert isinstance(refused, Unavailable)
+        assert refused.code == "database"
+    relay.restore()
+    until(lambda: rig.store.writer.submit(_nothing).exception(WITHIN_S) is None, "not back")
+    assert names(rig) == {"once"}
+    assert rig.store.writer.catalog.commit_no == before + 1
+
+
+def _nothing(_tx: Tx) -> None:
+    """A command that writes nothing."""
+
+
 def test_a_commit_that_never_arrived_is_run_again(rig: StoreRig, relay: Relay) -> None:
     def lose_the_commit() -> None:
         relay.cut(reset=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ import pytest
 from chappe.link.clock import new_id
 from chappe.testing.hub import RunningHub
 from chappe.testing.place import Databases
+from chappe.testing.postgres import PostgresServer
+from chappe.testing.relay import Relay
 from tests.integration.hub_rig import raw
 
 #: What a takeover may take.
@@ -57,14 +60,14 @@ def standby(tmp_path: Path, url: str, hub: RunningHub) -> Iterator[RunningHub]:
         yield other
 
 
-def until(condition: Callable[[], bool], what: str, within_s: float = 30) -> None:
+def until(condition: Callable[[], bool], hub: RunningHub, within_s: float = 60) -> None:
     """Return when it is true; an address where nobody answers yet makes it false."""
     deadline = time.monotonic() + within_s
     while True:
         with contextlib.suppress(OSError):
             if condition():
                 return
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, hub.log[-3000:]
         time.sleep(0.01)
 
 
@@ -106,11 +109,11 @@ def test_a_standby_takes_over_and_nothing_is_lost(
 
     client = threading.Thread(target=load)
     client.start()
-    until(lambda: len(made) > 20, "no load")
+    until(lambda: len(made) > 20, hub)
     hub.process.send_signal(sig)
     began = time.monotonic()
     hub.process.wait()
-    until(lambda: readyz(standby) == 200, standby.log[-3000:])
+    until(lambda: readyz(standby) == 200, standby)
     took_s = time.monotonic() - began
     stop.set()
     client.join()
@@ -122,3 +125,32 @@ def test_a_standby_takes_over_and_nothing_is_lost(
     assert len(seqs) >= len(made)
     # A takeover takes less than a second on a quiet machine; ten times the promise allows for a busy one.
     assert took_s < 10 * TAKEOVER_S
+
+
+def test_a_hub_that_was_cut_off_becomes_the_standby(
+    tmp_path: Path, url: str, postgres: PostgresServer
+) -> None:
+    relay = Relay(socket.create_server(("127.0.0.1", 0)), postgres.port)
+    through = url.replace(f":{postgres.port}/", f":{relay.address[1]}/")
+    first = RunningHub(tmp_path / "first", {"port": 0, "db": through}, {})
+    second = RunningHub(tmp_path / "second", {"port": 0, "db": url}, {})
+    try:
+        first.start()
+        second.launch()
+        second.url = second._ready_line(30).split()[2]
+        second.ca_file = str(second.data / "hub-cert.pem")
+        relay.cut(reset=True)
+        until(lambda: readyz(second) == 200, second)
+        relay.restore()
+
+        def stands_by() -> bool:
+            answer = raw(first, "GET", "/readyz")
+            return answer.status == 503 and json.loads(answer.body)["error"]["code"] == "standby"
+
+        until(stands_by, first)
+        assert second.stop() == 0
+        until(lambda: readyz(first) == 200, first)
+    finally:
+        for hub in (first, second):
+            hub.stop()
+        relay.close()

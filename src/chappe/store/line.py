@@ -141,7 +141,9 @@ class PostgresLine(Line):
     def after(self, error: Exception) -> After:
         """Whether it happened. Waits for the database to come back, at most PATIENCE_S."""
         if not isinstance(error, DBAPIError):
-            self._pending = None  # refused here, and rolled back
+            # Refused here, and rolled back. Without a connection, what is pending is an earlier commit.
+            if self._conn is not None:
+                self._pending = None
             return After.FAILED
         if not error.connection_invalidated:
             self._pending = None
