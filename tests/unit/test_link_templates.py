@@ -135,7 +135,7 @@ def test_shell_text_never_holds_a_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "place"),
+    ("text", "near"),
     [
         ('echo "{{ a }}"', "double quotes"),
         ('echo "x $(cat "y" {{ a }}) {{ a }}"', "double quotes"),
@@ -153,8 +153,8 @@ def test_shell_text_never_holds_a_value() -> None:
         ("{% if a %}echo '{% endif %}{{ a }}'", "single quotes"),
     ],
 )
-def test_a_value_in_a_wrong_place_is_refused_at_once(text: str, place: str) -> None:
-    with pytest.raises(TemplateProblem, match=place) as caught:
+def test_a_value_in_a_wrong_place_is_refused_at_once(text: str, near: str) -> None:
+    with pytest.raises(TemplateProblem, match=near) as caught:
         compile_command(app(shell=text, a=""))
     assert caught.value.field == "shell"
 
