@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from chappe.link.clock import new_id
 from chappe.site import book as book_module
+from chappe.site.batch import BatchJobs
 from chappe.site.book import (
     Accepted,
     Book,
@@ -22,7 +24,10 @@ from chappe.site.book import (
     Unknown,
     Wanted,
 )
+from chappe.site.config import SiteConfig
+from chappe.site.paths import SitePaths
 from chappe.site.schedulers.base import Phase
+from chappe.site.wakeup import Wakeups
 from chappe.wire.sites import BatchJobIntent
 
 
@@ -132,6 +137,24 @@ def test_a_session_that_the_hub_forgot_is_to_be_registered_again(tmp_path: Path)
     again = Book(path)
     assert again.batches[ident] == before
     again.close()
+
+
+def test_a_session_is_named_also_while_it_is_registered_again(tmp_path: Path) -> None:
+    """Or a restored hub would think that it knows all, and grant again what runs there."""
+    book = Book(tmp_path / "book")
+    jobs = BatchJobs(SitePaths.of(tmp_path), cast(SiteConfig, None), book, Wakeups())
+    ident = new_id()
+    book.add(*life(ident)[:6])
+    session = book.batches[ident].session
+    assert jobs.sessions() == [session]
+    jobs.unknown([session])
+    assert not book.batches[ident].registered
+    assert jobs.sessions() == [session]
+    jobs.unknown([session])
+    assert sum(isinstance(e, Unknown) for e in book.batches[ident].entries) <= 1
+    book.add(Said(ident, Phase.FAILED, "killed", 3.0))
+    assert jobs.sessions() == []
+    book.close()
 
 
 def test_after_damage_what_may_have_been_submitted_counts_as_intended(tmp_path: Path) -> None:

@@ -76,12 +76,11 @@ class BatchJobs:
         }
 
     def sessions(self) -> list[str]:
-        """The Sessions that may live, as far as the Hub was told of them."""
-        return [
-            b.session
-            for b in self._book.batches.values()
-            if b.registered and b.intended and not b.over
-        ][: limits.PAGE_MAX]
+        """The Sessions that may live, also while they are registered anew: a restored Hub grants nothing here
+        until it knows them all."""
+        return [b.session for b in self._book.batches.values() if b.intended and not b.over][
+            : limits.PAGE_MAX
+        ]
 
     def dead(self) -> list[Batch]:
         """Those that ended and whose pilots' last words are not passed on yet."""
