@@ -51,6 +51,9 @@ def test_a_decorated_function_runs_there_and_its_value_comes_back(client: Client
     draft = add.options(name="four")(3)
     assert client.submit(draft).result(WITHIN_S)["sum"] == 4
     found = client.job(job.id)
+    file = found.result_file()
+    assert file is not None
+    assert (file.media, file.decode()) == ("application/msgpack", {"sum": 5, "site": SITE})
     assert found.result() == {"sum": 5, "site": SITE}
     assert "add" in found.name
     assert client.job(draft.id).name == "four"
@@ -95,8 +98,12 @@ def test_what_a_function_raises_is_raised_here_with_its_traceback(client: Client
     assert jobs[0].outcome is not None
     assert jobs[0].outcome.exit == 1
     again = client.job(jobs[0].id)
-    with pytest.raises(KeyError):
-        again.result()
+    (listed,) = client.jobs(ids=[jobs[0].id])
+    for job in (again, listed):
+        with pytest.raises(KeyError):
+            job.result()
+        with pytest.raises(JobFailed, match="KeyError: 'depth'"):
+            job.result_file()
 
 
 def test_arrays_tuples_and_files_come_back_as_they_were(client: Client) -> None:
@@ -109,9 +116,12 @@ def test_arrays_tuples_and_files_come_back_as_they_were(client: Client) -> None:
             return np.arange(12.0).reshape(3, 4)
         return (1, {"a"}) if what == "tuple" else np.ones((1024, 256))
 
-    array, pair, large = client.map(app(give, environment="quick"), ["array", "tuple", "large"])
+    jobs = client.map(app(give, environment="quick"), ["array", "tuple", "large"])
+    array, pair, large = jobs
     assert np.array_equal(array.result(WITHIN_S), np.arange(12.0).reshape(3, 4))
     assert pair.result(WITHIN_S) == (1, {"a"})
+    (listed,) = client.jobs(ids=[pair.id])
+    assert listed.result() == (1, {"a"})
     file = large.result(WITHIN_S)
     assert isinstance(file, chappe.SiteFile)
     assert file.size_bytes > 2_000_000

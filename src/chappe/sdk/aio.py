@@ -9,6 +9,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
 
+from chappe.link.results import VALUE
 from chappe.sdk import acts, config, drafts, values
 from chappe.sdk import stats as figures
 from chappe.sdk.admin import Admin
@@ -66,11 +67,14 @@ class AsyncJob(JobHandle):
         """
         if not self.done:
             await self.wait(timeout_s)
-        if self._sealed:
-            sealed = await self._engine.result(self.id)
-            return values.load(sealed, self.id, self._engine.keyring())
-        found = await self.result_file()
-        return None if found is None else found.decode()
+        if not self.ok and not self.function:
+            await self.refresh()  # a list does not say whether it is a function's
+        if not self.ok and not self._has_result:
+            raise error_of(await self.refresh())
+        found = await self._file()
+        if found is None or not (self.function or found.media == VALUE):
+            return None if found is None else found.decode()
+        return values.load(found, self.id, self._engine.keyring())
 
     async def result_file(self, timeout_s: float | None = None) -> ResultFile | None:
         """Wait, then return the result as it is, None without one. Raises as `result` does."""
@@ -78,9 +82,14 @@ class AsyncJob(JobHandle):
             await self.wait(timeout_s)
         if not self.ok:
             raise error_of(await self.refresh())
-        if self.outcome is None or self.outcome.result_sha256 is None:
-            return None
-        return await self._engine.result(self.id)
+        found = await self._file()
+        if found is None or not (self.function or found.media == VALUE):
+            return found
+        return values.unsealed(found, self.id, self._engine.keyring())
+
+    async def _file(self) -> ResultFile | None:
+        """The result as the Hub has it."""
+        return await self._engine.result(self.id) if self._has_result else None
 
     async def cancel(self) -> str:
         """Cancel it: `cancelled` at once, `cancelling` while its pilot ends it, `finished` too late."""

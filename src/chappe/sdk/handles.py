@@ -68,9 +68,9 @@ class JobHandle:
                 self.function = True
 
     @property
-    def _sealed(self) -> bool:
-        """Whether a function left a value or an exception."""
-        return self.function and self.outcome is not None and bool(self.outcome.result_sha256)
+    def _has_result(self) -> bool:
+        """Whether it left a result; of a function that failed, what it raised."""
+        return self.outcome is not None and bool(self.outcome.result_sha256)
 
 
 class AppHandle:

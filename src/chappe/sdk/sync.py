@@ -14,6 +14,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
+from chappe.link.results import VALUE
 from chappe.sdk import acts, config, drafts, values
 from chappe.sdk import stats as figures
 from chappe.sdk.drafts import Draft, Options
@@ -74,11 +75,14 @@ class Job(JobHandle):
         """
         if not self.done:
             self.wait(timeout_s)
-        if self._sealed:
-            sealed = self._client._run(self._client._engine.result(self.id))
-            return values.load(sealed, self.id, self._client._engine.keyring())
-        found = self.result_file()
-        return None if found is None else found.decode()
+        if not self.ok and not self.function:
+            self.refresh()  # a list does not say whether it is a function's
+        if not self.ok and not self._has_result:
+            raise error_of(self.refresh())
+        found = self._file()
+        if found is None or not (self.function or found.media == VALUE):
+            return None if found is None else found.decode()
+        return values.load(found, self.id, self._client._engine.keyring())
 
     def result_file(self, timeout_s: float | None = None) -> ResultFile | None:
         """Wait, then return the result as it is, None without one. Raises as `result` does."""
@@ -86,7 +90,14 @@ class Job(JobHandle):
             self.wait(timeout_s)
         if not self.ok:
             raise error_of(self.refresh())
-        if self.outcome is None or self.outcome.result_sha256 is None:
+        found = self._file()
+        if found is None or not (self.function or found.media == VALUE):
+            return found
+        return values.unsealed(found, self.id, self._client._engine.keyring())
+
+    def _file(self) -> ResultFile | None:
+        """The result as the Hub has it."""
+        if not self._has_result:
             return None
         return self._client._run(self._client._engine.result(self.id))
 

@@ -19,7 +19,7 @@ import msgspec
 
 from chappe.link import values
 from chappe.link.results import VALUE
-from chappe.link.values import RemoteException, SiteFileRef, ValueProblem
+from chappe.link.values import Opened, RemoteException, SiteFileRef, ValueProblem
 from chappe.sdk.errors import ChappeError, Invalid
 from chappe.sdk.keyring import Keyring
 from chappe.sdk.results import ResultFile
@@ -79,14 +79,24 @@ def load(found: ResultFile, job: str, keyring: Keyring) -> Any:
 
     Raises ValueProblem or SiteKeyChanged, and loads nothing, when the Site did not say so.
     """
+    opened = _open(found, job, keyring)
+    if opened.statement.media == values.EXCEPTION:
+        raise _exception(opened.body)
+    return _decode(opened.statement.media, opened.body, opened.statement.site)
+
+
+def unsealed(found: ResultFile, job: str, keyring: Keyring) -> ResultFile:
+    """What is in the envelope, as it is. Raises as `load` does, and unpickles nothing."""
+    opened = _open(found, job, keyring)
+    return ResultFile(opened.statement.media, opened.body)
+
+
+def _open(found: ResultFile, job: str, keyring: Keyring) -> Opened:
     if found.media != VALUE:
         raise ValueProblem(
             f"the hub gave {found.media}, which no site has signed, for what a function returned"
         )
-    opened = values.unseal(found.body, job, keyring.key_of)
-    if opened.statement.media == values.EXCEPTION:
-        raise _exception(opened.body)
-    return _decode(opened.statement.media, opened.body, opened.statement.site)
+    return values.unseal(found.body, job, keyring.key_of)
 
 
 def _decode(media: str, body: bytes, site: str) -> Any:
