@@ -403,6 +403,11 @@ def test_readers_cannot_write(rig: StoreRig, statement: str) -> None:
         rig.ask(lambda conn: conn.exec_driver_sql(statement))
 
 
+def test_what_no_text_can_be_is_not_there(rig: StoreRig) -> None:
+    found = "SELECT count(*) FROM project WHERE name = :name"
+    assert rig.ask(lambda c: c.execute(sa.text(found), {"name": "a\0b"}).scalar()) == 0
+
+
 def test_every_commit_is_on_the_servers_disk(rig: StoreRig) -> None:
     def settings(tx: Tx) -> list[object]:
         names = ("fsync", "full_page_writes", "synchronous_commit")

@@ -99,6 +99,7 @@ def open_postgresql(url: URL, *, clock: Callable[[], float], data: Path | None) 
         writer = Writer(line, clock, mark.write)
         notice_a_restore(writer, mark)
         readers = engine(url, _READER, QueuePool, pool_size=READERS, max_overflow=0)
+        sa.event.listen(readers, "connect", _take_any_text)
         close = undo.pop_all().close
     return Store(url.render_as_string(), writer, readers, close)
 
@@ -120,6 +121,17 @@ def engine(url: URL, settings: dict[str, Any], pool: type[sa.Pool], **more: Any)
             f"PostgreSQL needs its driver ({e}): install it with pip install 'chappe[hub,postgresql]'",
             field="db",
         ) from None
+
+
+def _take_any_text(connection: Any, _record: object) -> None:
+    """No text of PostgreSQL holds a NUL: one that is asked for is not there, which is no error."""
+    from psycopg.types.string import StrDumper
+
+    class AnyText(StrDumper):
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+
+    connection.adapters.register_dumper(str, AnyText)
 
 
 @contextlib.contextmanager

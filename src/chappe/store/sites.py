@@ -195,7 +195,7 @@ def hello(tx: Tx, p: Principal, id: str, body: AgentHello) -> None:
         )
     # After a restore an agent is believed to be the one when it has named its Sessions.
     agent = NOBODY if tx.catalog.unheard.awaits_agent(entry.n) else body.agent
-    tx.write(SET_AGENT, site=entry.n, agent=agent, host=body.host[:200], now=tx.now)
+    tx.write(SET_AGENT, site=entry.n, agent=agent, host=_plain(body.host[:200]), now=tx.now)
     _tell(tx, p, "site", id=id, name=entry.name, state="online", host=body.host[:200])
 
 
@@ -259,11 +259,18 @@ def _batch_report(tx: Tx, p: Principal, site: SiteEntry, report: BatchJobReport)
     return True
 
 
+def _plain(text: str) -> str:
+    """A text without NULs, which PostgreSQL's cannot hold."""
+    return text.replace("\0", "")
+
+
 def _set_batch_state(
     tx: Tx, p: Principal, row: Any, id: str, state: str, scheduler_id: str | None, message: str
 ) -> None:
-    message = message[:1000].replace("\0", "")  # which no text of PostgreSQL can hold
-    tx.write(SET_BATCH_JOB, n=row.n, state=state, scheduler_id=scheduler_id, message=message)
+    message = message[:1000]
+    tx.write(
+        SET_BATCH_JOB, n=row.n, state=state, scheduler_id=scheduler_id, message=_plain(message)
+    )
     _tell(tx, p, "batch_job", id=id, state=state, message=message)
 
 
