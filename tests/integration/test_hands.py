@@ -8,6 +8,7 @@ import socket
 import ssl
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from chappe.core.jobs import Resources, Retries
 from chappe.link.clock import new_id
 from chappe.pilot.hand_wire import make_certificate, read_place
 from chappe.pilot.hand_wire import tls as hand_tls
+from chappe.pilot.keeper import place_file
 from chappe.pilot.procs import node_of
 from chappe.testing.hub import RunningHub
 from chappe.testing.relay import Relay
@@ -137,7 +139,9 @@ async def test_ranks_are_started_on_the_nodes_of_their_job(site: RealSite) -> No
     await site.reaches(job, "JOB_FINISHED")
     said = sorted(stdout(site, job).splitlines(), key=lambda line: int(line.split()[1]))
     assert [line.split()[1:] for line in said] == [[str(k), "5", "3", "1"] for k in range(5)]
-    assert sorted(line.split()[0] for line in said) == ["n0", "n0", "n1", "n1", "n2"]
+    counts = Counter(line.split()[0] for line in said)  # in the order in which the hands joined
+    assert counts.keys() == {"n0", "n1", "n2"}
+    assert sorted(counts.values()) == [1, 2, 2]
     await site.reaches(alone, "JOB_FINISHED")
     assert stdout(site, alone) == "\n"
 
@@ -224,7 +228,7 @@ async def test_hands_keep_their_jobs_for_a_head_that_is_started_again(site: Real
 async def test_a_frozen_hand_cannot_keep_its_jobs_for_longer_than_the_head_allowed(
     site: RealSite,
 ) -> None:
-    pilot = await several(site, nodes=2, head_grace_s=3.0)
+    pilot = await several(site, nodes=2, head_grace_s=5.0)
     text = f"echo $CHAPPE_NODE; echo in >> ../ran; trap 'echo out >> ../ran; exit 1' TERM; {GO}"
     ids = await site.submit([site.dir.spec("sh", text=text) for _ in range(2)])
     for ident in ids:
@@ -239,7 +243,7 @@ async def test_a_frozen_hand_cannot_keep_its_jobs_for_longer_than_the_head_allow
     go(site)
     for ident in ids:
         view = await site.reaches(ident, "JOB_FINISHED")
-        assert view.attempt == (2 if ident == there else 1)
+        assert (view.attempt > 1) == (ident == there)
 
 
 async def test_hands_are_started_by_a_command_of_the_site(site: RealSite) -> None:
@@ -268,7 +272,7 @@ async def commanded(site: RealSite, ssh: str, **options: object) -> Pilot:
 
 async def test_a_node_that_cannot_be_reached_again_is_lost_in_time(site: RealSite) -> None:
     once = '[ -e "$0.once" ] && exit 1; touch "$0.once"; shift; exec "$@"'
-    pilot = await commanded(site, once, head_grace_s=2.0)
+    pilot = await commanded(site, once, head_grace_s=4.0)
     await until(lambda: pilot.logged("hand.joined"), "the hand joins")
     jobs = await running(site, 2, retries=Retries(max=0))
     kill_all(pilot, "other")
@@ -276,6 +280,8 @@ async def test_a_node_that_cannot_be_reached_again_is_lost_in_time(site: RealSit
     assert view.outcome is not None
     assert view.outcome.reason == "node_lost"
     assert pilot.logged("node.lost")
+    # A head that is started again does not wait for it.
+    assert not place_file(pilot.directory, "other").exists()
     go(site)
     await site.reaches(jobs[os.uname().nodename], "JOB_FINISHED")
     (wide,) = await site.submit([site.dir.spec("sh", text="echo", resources=Resources(nodes=2))])

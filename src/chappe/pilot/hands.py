@@ -23,6 +23,7 @@ from chappe.link.clock import boottime, now
 from chappe.pilot import hand_wire as wire
 from chappe.pilot.hand_wire import Hello
 from chappe.pilot.hosts import Hosts
+from chappe.pilot.keeper import place_file
 from chappe.pilot.launch_wire import Events, FrameError, HeadFrame, Keep, Snapshot, Stop
 from chappe.pilot.log import LogFile
 from chappe.pilot.session import Session
@@ -99,7 +100,11 @@ class Hands:
         wire.make_certificate(self._directory, now())
         # What the head before us allowed, it allowed before now.
         until = boottime() + self._grace_s if again else None
-        self._remotes = {name: _Remote(name, until) for name in self._hosts.names[1:]}
+        # A node that never had a launcher, or was lost with it, has nothing to tell.
+        self._remotes = {
+            name: _Remote(name, until if place_file(self._directory, name).exists() else None)
+            for name in self._hosts.names[1:]
+        }
         local = self._hosts.address(self._hosts.names[0])
         tls = wire.tls(self._directory, server=True)
         # On all interfaces, since nobody knows which the others can reach; only our own certificate is taken.
@@ -128,9 +133,9 @@ class Hands:
                 task.cancel()
 
     async def all_known(self) -> None:
-        """Wait until each node is there, or lost."""
+        """Wait until each node that may have Jobs is there, or lost."""
         for remote in self._remotes.values():
-            while remote.writer is None and not remote.lost:
+            while remote.writer is None and not remote.lost and remote.keep_until is not None:
                 remote.changed.clear()
                 await remote.changed.wait()
 
@@ -214,6 +219,7 @@ class Hands:
     def _lose(self, remote: _Remote, cause: str) -> None:
         remote.lost = True
         remote.changed.set()
+        place_file(self._directory, remote.name).unlink(missing_ok=True)
         self._log.error("node.lost", node=remote.name, cause=cause)
         self._listener.lost(remote.name, cause)
 

@@ -71,7 +71,7 @@ class Keeper:
         self._file = file
         self._on_events = on_events
         self._node = node
-        self._place = directory / (f"launcher-{node}.json" if node else FILE)
+        self._place = place_file(directory, node)
         self._client: LauncherClient | None = None
         self._process: Process | None = None
         self._orders: deque[Call] = deque()
@@ -256,6 +256,11 @@ class Keeper:
         if len(self._deaths) == _DEATHS_MOST and now - self._deaths[0] < _DEATHS_WITHIN_S:
             raise Unavailable(f"{_DEATHS_MOST + 1} launchers died within {_DEATHS_WITHIN_S:.0f} s")
         self._deaths.append(now)
+
+
+def place_file(directory: Path, node: str) -> Path:
+    """Where it is written down which launcher a node has."""
+    return directory / (f"launcher-{node}.json" if node else FILE)
 
 
 async def _start(client: LauncherClient, tasks: Sequence[Task]) -> None:
