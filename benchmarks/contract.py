@@ -155,7 +155,7 @@ ROWS: tuple[Row, ...] = (
     Row("filters.count", "· counting what matches a filter, the slowest", "ms"),
     Row(
         "postgres.create",
-        "on PostgreSQL: create over HTTP, 1 000 a request (bodies made before)",
+        "on PostgreSQL: create over HTTP, 1 000 a request, client and signing included",
         "jobs/s",
         15_000,
         peer="Balsam 6 100/s, commits not waited for",
