@@ -120,6 +120,7 @@ FORGED: dict[str, Callable[[bytes], bytes]] = {
     "not_after": _statement(lambda f: f.update(not_after=9e9)),
     "max_attempts": _statement(lambda f: f.update(max_attempts=1000)),
     "project": _statement(lambda f: f.update(project=new_id())),
+    "code": _statement(lambda f: f.update(code=["AAAA"])),
     "hashes": _statement(
         lambda f: f.update(hashes=base64.b64encode(hashlib.sha256(b"x").digest()).decode())
     ),
@@ -277,6 +278,7 @@ def test_it_can_end_what_runs(victim: Victim) -> None:
 def test_the_statement_is_what_the_attacks_took_it_for() -> None:
     """Who adds a field to the statement, adds an attack to FORGED."""
     assert set(Statement.__struct_fields__) == {
+        "code",
         "key",
         "project",
         "not_after",

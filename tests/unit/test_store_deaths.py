@@ -60,12 +60,13 @@ def test_an_operators_order_frees_what_runs_and_the_old_pilots_reports_count_no_
 
 
 @pytest.mark.sqlite  # one generation at a time, some seconds on PostgreSQL
-def test_a_chain_as_long_as_a_request_fails_at_once(rig: StoreRig, site: SiteRig) -> None:
+def test_all_of_a_long_chain_fails(rig: StoreRig, site: SiteRig) -> None:
     jobs = [rig.spec(site)]
     for _ in range(1_999):
         jobs.append(rig.spec(site, parents=(jobs[-1].id,)))
     rig.submit(*jobs)
     rig.cancel(jobs[0])
+    rig.settle()
     counted = rig.ask(queries.counts, rig.user).counts
     assert {state: n for _, _, state, n in counted} == {"CANCELLED": 1, "FAILED": 1_999}
     Checker(rig).check()

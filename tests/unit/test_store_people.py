@@ -400,7 +400,7 @@ def test_a_row_says_who_when_from_where_and_how(rig: StoreRig) -> None:
     rig.do(projects.set_member, actor, HUB, "admin", SetMember("owner"))  # no change, no row
     rig.do(tokens.create_token, actor, NewToken("laptop"))
     (entry,) = rig.ask(audit.page, rig.user, PROJECT, 10, None).entries
-    assert (entry.actor, entry.token, entry.address) == (
+    assert (entry.actor, entry.token_prefix, entry.address) == (
         "admin",
         rig.user.token_prefix,
         "10.1.2.3",

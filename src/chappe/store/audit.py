@@ -99,7 +99,7 @@ def _entry(row: Any) -> AuditEntry:
         action=row.action,
         subject=row.subject,
         project=row.project or "",
-        token=row.token,
+        token_prefix=row.token,
         address=row.address,
         details={} if row.details is None else msgspec.json.decode(row.details),
     )
