@@ -147,7 +147,7 @@ class ChangePassword(
 
 
 class AuditEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Who did what, on what, when (seconds since 1970), with the token of which prefix, and from which address.
+    """Who did what, on what, when (seconds since 1970), with the token of that prefix, from which address.
     `project` is a name, "" for the hub itself; `no` counts within it."""
 
     no: int
