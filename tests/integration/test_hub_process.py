@@ -129,7 +129,7 @@ def test_a_port_that_is_taken_is_refused(hub: RunningHub, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--db", "postgresql://x"], "sqlite:///"),
+        (["--db", "mysql://x"], "sqlite:///"),
         (["--tls-cert", "cert.pem"], "both"),
         (["--tls-cert", "/none", "--tls-key", "/none"], "is no file"),
     ],

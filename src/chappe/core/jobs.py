@@ -434,5 +434,23 @@ def check_envelope(envelope: Envelope) -> None:
                 f"the value is longer than {limits.TAG_CHARS} characters, or contains a NUL",
                 field=f"tags.{key}",
             )
-    if envelope.data and len(msgspec.json.encode(envelope.data)) > limits.DATA_BYTES:
+    if not envelope.data:
+        return
+    # Before anything that recurses: who reads a list must not need a deep stack for one Job of it.
+    if _is_deeper(envelope.data, limits.NESTING):
+        raise Invalid(f"data is nested deeper than {limits.NESTING} levels", field="data")
+    if len(msgspec.json.encode(envelope.data)) > limits.DATA_BYTES:
         raise TooLarge(f"data is larger than {limits.DATA_BYTES} bytes", field="data")
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    """Whether lists and objects are nested more than `most` levels deep."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+    return any(True for _ in level)

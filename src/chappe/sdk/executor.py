@@ -175,7 +175,8 @@ class Executor(Base):
         """Send what waits, one request after the other."""
         most = limits.JOBS_PER_REQUEST
         try:
-            while not self._ending:
+            # What was said before the end is still done: a Job that was on its way may be cancelled by then.
+            while not self._ending or self._todo.is_set():
                 await self._todo.wait()
                 self._todo.clear()
                 with self._lock:
