@@ -285,7 +285,8 @@ def test_an_administrator_without_a_role_looks_after_people_only(
     name = f"u{new_id()}"
     code = admin.ok("user", "add", name, "--administrator").splitlines()[0]
     link = ["login", admin.hub.url, "--link", "--ca-file", admin.hub.ca_file]
-    person.ok(*link, stdin=f"{code}\n{PASSWORD}\n")
+    # An administrator may enter any project, and other tests have made some.
+    person.ok(*link, "--project", "default", stdin=f"{code}\n{PASSWORD}\n")
     assert name in person.ok("token", "ls")
     assert "admin" in person.ok("user", "ls")
     assert f"{name}, no role, administrator" in person.ok("doctor")

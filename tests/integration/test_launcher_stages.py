@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -262,12 +263,12 @@ async def test_a_fork_bomb_with_escapees_is_gone_when_its_end_is_told(launcher: 
         task(
             launcher,
             "j",
-            f"exec {sys.executable} -S {bomb}",
+            f"exec {shlex.quote(sys.executable)} -S {bomb}",
             hook("on_timeout", "true"),
             wall_limit_s=1.5,
         )
     )
-    assert found.reason == "timeout"
+    assert found.reason == "timeout", found
     left = [process.pid for process in find_marked(launcher.session) if process.job == "j"]
     assert left == []
     assert (await launcher.run(quick)).exit == 0
