@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import tomllib
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,8 @@ def test_up_and_again_and_down(laptop: Laptop) -> None:
     assert first["site"]["where"] == str(laptop.home / "chappe/here")
     ran = laptop.chappe("run", "here", "--", "true")
     assert ran.returncode == 0, ran.stderr
+    settings = (laptop.home / "chappe/here/site.toml").read_text()
+    assert tomllib.loads(settings)["functions"] == {"allowed": True}, "it is their own machine"
 
     again = laptop.up()
     assert {part["state"] for part in again.values()} == {"running"}

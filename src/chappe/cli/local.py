@@ -186,7 +186,10 @@ class Local:
         with Client() as client:
             access = HubAccess(client.settings.url, client.settings.token, client.settings.ca_file)
             key = client.public_key()
-            made = init_site(self.directory, self.site, access, key, comment=getpass.getuser())
+            # Who types this owns the machine's account and the key: their own functions are welcome.
+            made = init_site(
+                self.directory, self.site, access, key, getpass.getuser(), functions=True
+            )
             client.know_site(made.id, made.key)
 
 

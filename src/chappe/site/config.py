@@ -349,8 +349,8 @@ _EXAMPLES = {"env": '{ NAME = "value" }', "named": "{ licence = 4 }"}
 """What a table may look like."""
 
 
-def render(given: Mapping[str, Mapping[str, str]]) -> str:
-    """A commented site.toml in which `given` (section → key → text) is set and all else is a comment."""
+def render(given: Mapping[str, Mapping[str, str | bool]]) -> str:
+    """A commented site.toml in which `given` (section → key → value) is set and all else is a comment."""
     lines = [
         "# The Site's settings. A line that starts with `#` and a key shows a default; to change it,",
         "# take the `#` away. The agent and new pilots read this file when they start.",

@@ -85,9 +85,16 @@ class _Begun(msgspec.Struct, frozen=True):
 
 
 def init_site(
-    directory: Path | str, name: str, hub: HubAccess, public_key: str, comment: str = ""
+    directory: Path | str,
+    name: str,
+    hub: HubAccess,
+    public_key: str,
+    comment: str = "",
+    *,
+    functions: bool = False,
 ) -> NewSiteMade:
-    """Make `directory` the Site `name`, which trusts `public_key` (base64 of an Ed25519 key).
+    """Make `directory` the Site `name`, which trusts `public_key` (base64 of an Ed25519 key); `functions`:
+    whether it runs Python functions that this key signed.
 
     Raises DirectoryInUse, Invalid (name, key, url), the Hub's errors (a name that is taken is a Conflict),
     OSError. After any of them it can be run again.
@@ -109,10 +116,12 @@ def init_site(
     example = paths.apps / "hello.toml"
     if not example.exists():
         write_atomic(example, HELLO_APP.encode(), 0o644)
-    settings = {
+    settings: dict[str, dict[str, str | bool]] = {
         "hub": {"url": begun.url},
         "site": {"id": reply.id, "name": reply.name, "project": reply.project},
     }
+    if functions:
+        settings["functions"] = {"allowed": True}
     if hub.ca_file is not None:
         # A copy: the Site must work where the user's own files are not.
         write_atomic(paths.root / CA_FILE, Path(hub.ca_file).read_bytes(), 0o644)
