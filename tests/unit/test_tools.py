@@ -8,7 +8,7 @@ import click
 import pytest
 
 from docs import generate
-from tools import get_uv, sizes
+from tools import get_servers, get_uv, sizes
 
 
 def function(lines: int) -> str:
@@ -132,3 +132,51 @@ def test_check_writes_nothing_and_says_where_the_file_differs(
     assert "+new" in capsys.readouterr().out
     assert not generate.same(page, "new\n", write=True)
     assert generate.same(page, "new\n", write=False)
+
+
+def server(name: str, *programs: str) -> get_servers.Server:
+    return get_servers.Server(name, (f"{name}-package",), programs)
+
+
+@pytest.fixture
+def apt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, ...]]:
+    """What would be asked of apt, by root on Debian; nothing can be installed that is called `gone`."""
+    calls: list[tuple[str, ...]] = []
+
+    def record(*arguments: str) -> None:
+        calls.append(arguments)
+        if "gone-package" in arguments:
+            raise OSError("no such package")
+
+    monkeypatch.setattr(get_servers, "_apt", record)
+    monkeypatch.setattr(get_servers, "POLICY", tmp_path / "policy-rc.d")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("shutil.which", lambda name, path=None: name == "apt-get")
+    return calls
+
+
+def test_servers_that_are_there_are_not_installed_and_one_that_fails_keeps_none_away(
+    apt: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "here").touch()
+    table = (server("has", f"{tmp_path}/he*|nowhere"), server("gone", "x"), server("other", "y"))
+    monkeypatch.setattr(get_servers, "SERVERS", table)
+    assert get_servers.main(["has"]) == 0
+    assert apt == []
+    assert get_servers.main([]) == 1
+    assert [call[-1] for call in apt] == ["update", "gone-package", "other-package"]
+    assert not get_servers.POLICY.exists()
+
+
+def test_without_root_nothing_is_asked_for(
+    apt: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(get_servers, "SERVERS", (server("gone", "x"),))
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert get_servers.main([]) == 0
+    assert apt == []
+
+
+def test_a_server_that_nobody_knows_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert get_servers.main(["slurm", "abacus"]) == 2
+    assert "abacus (there are: postgres slurm" in capsys.readouterr().err
