@@ -18,13 +18,15 @@ from chappe.link.keys import SigningKey, load_or_create
 from chappe.link.ledger import Ledger
 from chappe.link.signing import make_submissions, verify
 from chappe.link.trust import add
-from chappe.pilot import prepare as module
+from chappe.pilot import outcomes
 from chappe.pilot.desk import KNOWN_MOST, Arrival, Desk, Work
 from chappe.pilot.holding import Holding
+from chappe.pilot.job_env import base_env
 from chappe.pilot.journal import open_journal
 from chappe.pilot.nodes import Need, Share
+from chappe.pilot.outcomes import Failed, Order, Postponed, Prepared, Refused
 from chappe.pilot.placement import Slot
-from chappe.pilot.prepare import Failed, Order, Postponed, Prepared, Preparer, Refused, base_env
+from chappe.pilot.prepare import Preparer
 from chappe.pilot.session import Session
 from chappe.testing.nodes import plain
 from chappe.wire.submission import Submission
@@ -80,7 +82,7 @@ class Place:
         h.slot = Slot(4, h.need, [Share(node, [1], {})])
         return h
 
-    def prepare(self, *held: Holding) -> Sequence[module.Outcome]:
+    def prepare(self, *held: Holding) -> Sequence[outcomes.Outcome]:
         return self.preparer.prepare([Order(h, 60.0, None) for h in held], time.time())
 
 

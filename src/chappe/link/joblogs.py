@@ -48,7 +48,7 @@ class Names(NamedTuple):
 
 
 def names(job: str, attempt: int, workdir: str, files: Files) -> Names:
-    """Where an attempt writes. The one place that knows it (see `pilot.prepare`)."""
+    """Where an attempt writes. The one place that knows it (see `pilot.tasks`)."""
     where = directory(workdir, attempt, files)
     # Without a directory of its own a Job's files bear its name.
     stem = "" if files.own_directory else f"{job}.{attempt}."

@@ -26,8 +26,9 @@ from chappe.pilot.holding import Holding
 from chappe.pilot.journal import Journal
 from chappe.pilot.launch_wire import Ended as RunEnded
 from chappe.pilot.launch_wire import Key
+from chappe.pilot.outcomes import Order, Outcome, Postponed
 from chappe.pilot.parents import forget
-from chappe.pilot.prepare import Order, Outcome, Postponed, Preparer
+from chappe.pilot.prepare import Preparer
 from chappe.wire.submission import Submission
 from chappe.wire.sync import Grant
 

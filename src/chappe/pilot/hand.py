@@ -36,6 +36,7 @@ from chappe.pilot import hand_wire as wire
 from chappe.pilot import hosts
 from chappe.pilot import session as sessions
 from chappe.pilot.hosts import Hosts
+from chappe.pilot.job_env import base_env
 from chappe.pilot.keeper import Keeper
 from chappe.pilot.launch_client import LauncherGone
 from chappe.pilot.launch_wire import (
@@ -53,7 +54,6 @@ from chappe.pilot.launch_wire import (
 )
 from chappe.pilot.log import LogFile, open_log
 from chappe.pilot.own_node import own_node
-from chappe.pilot.prepare import base_env
 from chappe.pilot.procs import become_subreaper
 from chappe.pilot.session import Session
 

@@ -40,6 +40,7 @@ from chappe.pilot.hand_wire import read_place
 from chappe.pilot.hands import Hands, together
 from chappe.pilot.holdings import Holdings
 from chappe.pilot.hosts import Hosts
+from chappe.pilot.job_env import base_env
 from chappe.pilot.journal import Journal
 from chappe.pilot.keeper import Keeper
 from chappe.pilot.launch_wire import Events, Snapshot
@@ -49,7 +50,7 @@ from chappe.pilot.outbox import Outbox
 from chappe.pilot.pacing import POLL_S
 from chappe.pilot.parents import Parents
 from chappe.pilot.placement import Placement
-from chappe.pilot.prepare import Preparer, base_env
+from chappe.pilot.prepare import Preparer
 from chappe.pilot.reunion import Reunion
 from chappe.pilot.session import Session
 from chappe.pilot.uploads import Uploads

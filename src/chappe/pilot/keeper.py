@@ -29,10 +29,10 @@ from chappe.link.files import write_atomic
 from chappe.pilot.launch_client import LauncherClient, LauncherGone, start_process
 from chappe.pilot.launch_wire import Events, Key, KillReason, Snapshot, Task
 from chappe.pilot.log import LogFile
-from chappe.pilot.prepare import environments
 from chappe.pilot.procs import children_by_parent, kill_marked, node_of, signal_marked
 from chappe.pilot.scratch import remove, scratch_of, sweep
 from chappe.pilot.session import Session
+from chappe.pilot.shelf import environments
 
 FILE = "launcher.json"
 _DEATHS_MOST = 5

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 
 from structlog.types import FilteringBoundLogger
 
-from chappe.core.errors import ChappeError
 from chappe.core.leases import Reason
 from chappe.link.cleanup import Cleanup
 from chappe.link.clock import boottime, now
 from chappe.link.journal import End
+from chappe.pilot.acks import Acks
 from chappe.pilot.aftermath import After, Judged
 from chappe.pilot.crew import Crew
 from chappe.pilot.desk import Arrival, Desk, Done, Work
 from chappe.pilot.ends import end_of
+from chappe.pilot.fetching import Fetching
 from chappe.pilot.holding import Holding, Phase
 from chappe.pilot.holdings import Holdings
 from chappe.pilot.lanes import Lanes
@@ -27,15 +28,13 @@ from chappe.pilot.launch_wire import Ended, Events, Key, Started, Task
 from chappe.pilot.launch_wire import Refused as NotStarted
 from chappe.pilot.lifetime import Lifetime
 from chappe.pilot.outbox import Outbox, Start
+from chappe.pilot.outcomes import Failed, Order, Outcome, Postponed, Prepared, Refused
 from chappe.pilot.parents import Disk, Parents
-from chappe.pilot.prepare import Failed, Order, Outcome, Postponed, Prepared, Refused
 from chappe.pilot.uploads import Uploads
 
 _BATCH = 256
 _PAUSE_S = 5.0
 _SETTLED_MOST = 1_000
-_ACKS_MOST = 256
-_ACK_S = 1.0
 _GATHER_S = 0.02
 _NOT_BEGUN = "it had not begun"
 
@@ -65,7 +64,6 @@ class Works:
         self._desk = desk
         self._keeper = keeper
         self._uploads = uploads
-        self._parents = parents
         self._disk = disk
         self._log = log
         self._due = due
@@ -78,14 +76,12 @@ class Works:
         self._going_on: list[Holding] = []
         self._cleanups: list[tuple[Key, Cleanup]] = []
         self._cleaning = 0
-        self._unacked: set[Key] = set()
         self._settled: list[tuple[str, int]] = []
         self._forget: list[str] = []
-        self._acks: list[Key] = []
-        self._ack_timer: asyncio.TimerHandle | None = None
+        self._acks = Acks(keeper.ack)
         self._worked_at = 0.0
         self._later: asyncio.TimerHandle | None = None
-        self._fetching: set[asyncio.Task[None]] = set()
+        self._fetching = Fetching(holdings, parents, over=self.over, ready=self._todo.set, due=due)
         self._stale_at: float | None = None
         self._paused_until = 0.0
         self._lanes = Lanes(holdings, keeper)
@@ -123,13 +119,12 @@ class Works:
                 if work is not None:
                     self._finish(work, await self._disk(self._desk.work, work))
         finally:
-            for task in self._fetching:
-                task.cancel()
+            self._fetching.cancel()
             self._uploads.cancel()
             self._lanes.cancel()
-            for timer in (self._later, self._ack_timer):
-                if timer is not None:
-                    timer.cancel()
+            self._acks.cancel()
+            if self._later is not None:
+                self._later.cancel()
 
     # --- from the Hub
 
@@ -155,9 +150,7 @@ class Works:
         end = self._unwritten.get(job)
         if end is not None and end.epoch == epoch:
             del self._unwritten[job]
-        if (job, epoch) in self._unacked:
-            self._unacked.discard((job, epoch))
-            self._acks.append((job, epoch))
+        self._acks.release((job, epoch))
         if len(self._settled) >= _SETTLED_MOST:
             self._todo.set()
 
@@ -192,7 +185,7 @@ class Works:
         if h.slot is not None:
             h.slot.turned_at = at
         if h.after is None:
-            self._unacked.add(ended.key)
+            self._acks.keep(ended.key)
             self.over(h, end_of(h, ended))
         elif ended.key not in self._judging:
             self._judging[ended.key] = ended
@@ -214,7 +207,7 @@ class Works:
             and h.key not in self._judging
             and self._keeper.where(h.key) == own
         ]
-        self._unacked = {key for key in self._unacked if self._keeper.where(key) != own}
+        self._acks.drop(lambda key: self._keeper.where(key) == own)
         for h in lost:
             self.over(h, h.end(Reason.LAUNCHER_LOST, at, f"the launcher was lost: {cause}"))
         self._log.error("jobs.lost", jobs=len(lost), cause=cause)
@@ -351,7 +344,7 @@ class Works:
             else:
                 self._give_back([h])
         for h in self._holdings.journaled(done.new):
-            self._fetch(h)
+            self._fetching.fetch(h)
         self._go_on(done.outcomes)
 
     def _written(self, ends: Sequence[End]) -> None:
@@ -359,22 +352,8 @@ class Works:
         for end in ends:
             if self._unwritten.get(end.job) is end:
                 del self._unwritten[end.job]
-            key = (end.job, end.epoch)
-            if key in self._unacked:
-                self._unacked.discard(key)
-                self._acks.append(key)
-        if len(self._acks) >= _ACKS_MOST:
-            self._acknowledge()
-        elif self._acks and self._ack_timer is None:
-            loop = asyncio.get_running_loop()
-            self._ack_timer = loop.call_later(_ACK_S, self._acknowledge)
-
-    def _acknowledge(self) -> None:
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
-        self._keeper.ack(self._acks)
-        self._acks = []
+            self._acks.release((end.job, end.epoch))
+        self._acks.pace()
 
     def _give_back(self, held: Iterable[Holding]) -> None:
         for h in held:
@@ -445,10 +424,10 @@ class Works:
         if h.phase is Phase.ENDED:
             self._keeper.ack([ended.key])
         elif judged.end is not None:
-            self._unacked.add(ended.key)
+            self._acks.keep(ended.key)
             self.over(h, judged.end)
         elif h.ending or self._lifetime.draining:
-            self._unacked.add(ended.key)
+            self._acks.keep(ended.key)
             reason = _reason(h.ending or "allocation_end")
             self.over(h, h.end(reason, now(), "its command had not begun"))
         else:
@@ -480,38 +459,6 @@ class Works:
         self._log.error("paused", why=why, pause_s=_PAUSE_S)
         asyncio.get_running_loop().call_later(_PAUSE_S + 0.1, self.wake)
         self._due()
-
-    # --- parents
-
-    def _fetch(self, h: Holding) -> None:
-        task = asyncio.create_task(self._fetch_parents(h))
-        self._fetching.add(task)
-        task.add_done_callback(self._fetched)
-
-    def _fetched(self, task: asyncio.Task[None]) -> None:
-        self._fetching.discard(task)
-        if not task.cancelled():
-            task.result()
-
-    async def _fetch_parents(self, h: Holding) -> None:
-        try:
-            path = await self._parents.fetch(h.job, h.spec)
-        except ChappeError as e:
-            if h.phase is not Phase.FETCHING:
-                return
-            if e.transient:
-                self._holdings.give_back(h)
-            else:
-                self.over(h, h.refusal("parents", e.message, now()))
-            self._due()
-        except OSError as e:
-            if h.phase is Phase.FETCHING:
-                message = f"the results of its parents cannot be written: {e}"
-                self.over(h, h.end(Reason.START_FAILED, now(), message))
-                self._due()
-        else:
-            self._holdings.fetched(h, path)
-            self._todo.set()
 
 
 def _reason(ending: str) -> Reason:
