@@ -20,6 +20,7 @@ import msgspec
 from chappe.core import limits
 from chappe.core.errors import ChappeError, Invalid, Unavailable
 from chappe.link.clock import boottime
+from chappe.link.handshake import close_what_is_cancelled
 from chappe.link.retry import NO_RETRY, RETRY, RetryPolicy, jitter_s
 from chappe.link.sse import Parser
 from chappe.link.transport import (
@@ -94,6 +95,7 @@ class HubClient:
                 f"NO_PROXY): {type(e).__name__}",
                 field="HTTPS_PROXY",
             ) from None
+        close_what_is_cancelled(self._http)
 
     def __repr__(self) -> str:
         return f"HubClient({self.url!r})"
