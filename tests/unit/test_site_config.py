@@ -27,6 +27,7 @@ def test_the_template_is_a_valid_file_and_says_the_defaults() -> None:
 def test_the_defaults_shown_as_comments_are_the_defaults() -> None:
     text = uncommented(config.TEMPLATE).replace('env = { NAME = "value" }', "env = {}")
     text = text.replace("named = { licence = 4 }", "named = {}")
+    text = re.sub(r"queues = \{ debug.*", "queues = {}", text)
     parsed = config.parse(text, "site.toml")
     assert parsed.functions.environments == {"default": FunctionEnvironment()}
     template = config.parse(config.TEMPLATE, "site.toml")
@@ -36,7 +37,7 @@ def test_the_defaults_shown_as_comments_are_the_defaults() -> None:
 def test_every_setting_is_in_the_reference_with_its_meaning() -> None:
     page = config.reference()
     tables = ("functions", "functions.environments.NAME")
-    for section in ("hub", "site", "scheduler", "pilot", "resources", *tables):
+    for section in ("hub", "site", "scheduler", "policy", "pilot", "resources", *tables):
         assert f"## [{section}]" in page
     for key in ("url", "keep", "status_interval_s", "node_local", "kill_s"):
         assert re.search(rf"\| `{key}` \| [^|]+ \| \S", page)
@@ -49,6 +50,10 @@ def test_every_setting_is_in_the_reference_with_its_meaning() -> None:
         (("# keep = 1", "kepp = 1"), "kepp = ", "pilot.kepp"),
         (("# drain_s = 30.0", 'drain_s = "soon"'), "drain_s = ", "pilot.drain_s"),
         (('# kind = "local"', "kind = 3"), "kind = ", "scheduler.kind"),
+        (('# queue = ""', 'queue = "a b"'), "queue = ", "scheduler.queue"),
+        (("# prologue = []", r'prologue = ["a\nb"]'), "prologue = ", "scheduler.prologue"),
+        (("# accounts = []", 'accounts = ["-x"]'), "accounts = ", "policy.accounts"),
+        (("# nodes_max = 0", "nodes_max = -1"), "nodes_max = ", "policy.nodes_max"),
         (('name = "my-site"', 'name = "my site"'), "name = ", "site.name"),
         (('name = "my-site"\n', ""), "[site]", "site.name"),
         (("[pilot]", "[pilots]"), "[pilots]", "pilots"),

@@ -230,7 +230,8 @@ def test_asking_again_is_harmless(rig: StoreRig, site: SiteRig) -> None:
     ("intent", "field"),
     [
         (BatchJobIntent(nodes=0), "intent.nodes"),
-        (BatchJobIntent(cores=-1), "intent.nodes"),
+        (BatchJobIntent(cores=-1), "intent.cores"),
+        (BatchJobIntent(queue="q\n#SBATCH --uid=0"), "intent.queue"),
         (BatchJobIntent(wall_s=0), "intent.wall_s"),
         (BatchJobIntent(wall_s=limits.WALL_MAX_S + 1), "intent.wall_s"),
     ],

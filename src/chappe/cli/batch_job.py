@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from chappe.cli.options import duration_s, offers
+from chappe.cli.options import duration_s, offers, size_bytes
 from chappe.cli.output import Out, ago, short_ids, with_output
 
 if TYPE_CHECKING:
@@ -52,14 +52,35 @@ def ls(out: Out, site: str | None, state: str | None) -> None:
 )
 @click.option("--nodes", type=int, default=1, show_default=True, help="How many nodes.")
 @click.option("--cores", type=int, default=0, help="Cores of each node; 0 for all.")
+@click.option("--gpus", type=int, default=0, help="GPUs of each node.")
 @click.option(
-    "--wall", "wall_s", type=duration_s, metavar="TIME", help="How long: 2h; none without it."
+    "--mem", "mem_bytes", type=size_bytes, default=0, metavar="SIZE", help="Memory of each: 64G."
+)
+@click.option(
+    "--wall",
+    "--walltime",
+    "wall_s",
+    type=duration_s,
+    metavar="TIME",
+    help="How long: 2h; as the site says without it.",
+)
+@click.option("-q", "--queue", default="", help="Queue (Slurm: partition).")
+@click.option("-A", "--account", default="", help="Account to charge.")
+@click.option("--qos", default="", help="Quality of service.")
+@click.option("--reservation", default="", help="Reservation to use.")
+@click.option("-C", "--constraint", default="", help="Features that nodes must have.")
+@click.option(
+    "--job-extra-directive",
+    "job_extra_directives",
+    multiple=True,
+    metavar="TEXT",
+    help="One more directive for the scheduler, that the site's policy allows (repeatable).",
 )
 @with_output
-def new(out: Out, site: str, nodes: int, cores: int, wall_s: float | None) -> None:
+def new(out: Out, site: str, **wishes: Any) -> None:
     """Ask a site's scheduler for an allocation, for one pilot."""
     with out.client() as client:
-        made = client.admin.new_batch_job(site, nodes=nodes, cores=cores, wall_s=wall_s)
+        made = client.admin.new_batch_job(site, **wishes)
     out.one(made, out.say, f"{made.id}  {made.state}")
 
 

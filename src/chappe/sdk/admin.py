@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from chappe.link.clock import new_id
@@ -69,10 +70,36 @@ class Admin:
         return (await self._list("/v1/batch-jobs", site=site, state=state)).batch_jobs or []
 
     async def new_batch_job(
-        self, site: str, *, nodes: int = 1, cores: int = 0, wall_s: float | None = None
+        self,
+        site: str,
+        *,
+        nodes: int = 1,
+        cores: int = 0,
+        wall_s: float | None = None,
+        gpus: int = 0,
+        mem_bytes: int = 0,
+        queue: str = "",
+        account: str = "",
+        qos: str = "",
+        reservation: str = "",
+        constraint: str = "",
+        job_extra_directives: Sequence[str] = (),
     ) -> BatchJobView:
-        """Ask for an allocation at a Site: nodes, cores of each (0: all), limit (None: none)."""
-        intent = BatchJobIntent(nodes=nodes, cores=cores, wall_s=wall_s)
+        """Ask for an allocation at a Site: nodes; of each cores (0: all), gpus and memory; limit (None: the
+        Site's own); the rest as the machine's scheduler calls it, where the Site's policy allows it."""
+        intent = BatchJobIntent(
+            nodes=nodes,
+            cores=cores,
+            wall_s=wall_s,
+            gpus=gpus,
+            mem_bytes=mem_bytes,
+            queue=queue,
+            account=account,
+            qos=qos,
+            reservation=reservation,
+            constraint=constraint,
+            job_extra_directives=tuple(job_extra_directives),
+        )
         new = NewBatchJob(id=new_id(), site=await self._site_id(site), intent=intent)
         return await self._hub.request("POST", "/v1/batch-jobs", new, BatchJobView)
 

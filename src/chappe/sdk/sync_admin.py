@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from chappe.sdk.admin import Admin
 from chappe.sdk.loop import Loop
 from chappe.wire.sites import (
@@ -50,10 +52,39 @@ class SyncAdmin:
         return self._run(self._admin.batch_jobs(site, state))
 
     def new_batch_job(
-        self, site: str, *, nodes: int = 1, cores: int = 0, wall_s: float | None = None
+        self,
+        site: str,
+        *,
+        nodes: int = 1,
+        cores: int = 0,
+        wall_s: float | None = None,
+        gpus: int = 0,
+        mem_bytes: int = 0,
+        queue: str = "",
+        account: str = "",
+        qos: str = "",
+        reservation: str = "",
+        constraint: str = "",
+        job_extra_directives: Sequence[str] = (),
     ) -> BatchJobView:
-        """Ask for an allocation at a Site: nodes, cores of each (0: all), limit (None: none)."""
-        return self._run(self._admin.new_batch_job(site, nodes=nodes, cores=cores, wall_s=wall_s))
+        """Ask for an allocation at a Site: nodes; of each cores (0: all), gpus and memory; limit (None: the
+        Site's own); the rest as the machine's scheduler calls it, where the Site's policy allows it."""
+        return self._run(
+            self._admin.new_batch_job(
+                site,
+                nodes=nodes,
+                cores=cores,
+                wall_s=wall_s,
+                gpus=gpus,
+                mem_bytes=mem_bytes,
+                queue=queue,
+                account=account,
+                qos=qos,
+                reservation=reservation,
+                constraint=constraint,
+                job_extra_directives=job_extra_directives,
+            )
+        )
 
     def cancel_batch_job(self, batch_job: str) -> BatchJobView:
         """Take a BatchJob back; what runs in it is ended."""

@@ -17,7 +17,9 @@ import msgspec
 from msgspec import Meta
 
 from chappe.core import limits
+from chappe.core.batchjobs import BatchJobIntent, check_intent
 from chappe.core.errors import Invalid
+from chappe.core.policy import Policy, QueueRule, check_policy
 from chappe.link.functions import FunctionEnvironment, FunctionRules, check_rules
 
 FILE = "site.toml"
@@ -79,9 +81,48 @@ class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             ge=1,
             le=3600,
-            description="Shortest time between two status queries; it grows while nothing changes.",
+            description="Time between two queries for the states of all our BatchJobs. Pilots tell the Hub "
+            "themselves when they start and end, so nothing waits for a query.",
         ),
-    ] = 10.0
+    ] = 60.0
+    status_fast_s: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=3600,
+            description="The same while a BatchJob waits in the queue or has just ended, if shorter.",
+        ),
+    ] = 15.0
+    queue: Annotated[
+        str, Meta(description="Queue (Slurm: partition) for BatchJobs that name none.")
+    ] = ""
+    account: Annotated[str, Meta(description="Account to charge for those that name none.")] = ""
+    qos: Annotated[str, Meta(description="Quality of service for those that name none.")] = ""
+    reservation: Annotated[str, Meta(description="Reservation for those that name none.")] = ""
+    constraint: Annotated[
+        str, Meta(description="Features of nodes (Slurm), for BatchJobs that name none.")
+    ] = ""
+    job_extra_directives: Annotated[
+        list[str],
+        Meta(description='Further directives for every BatchJob: ["--exclusive"].'),
+    ] = []
+    prologue: Annotated[
+        list[str],
+        Meta(
+            description="Lines of shell that run in the allocation before the pilot: "
+            '["module load python"]. They come from this file only, never from the Hub.'
+        ),
+    ] = []
+    epilogue: Annotated[
+        list[str], Meta(description="Lines of shell that run after the pilot has ended.")
+    ] = []
+    template: Annotated[
+        str,
+        Meta(
+            description="Jinja2 file, relative to this directory, for the whole batch script in place of "
+            "ours; `chappe batch-job preview` shows what comes of it."
+        ),
+    ] = ""
 
 
 class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -228,6 +269,7 @@ class SiteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hub: Hub
     site: SiteIdentity
     scheduler: SchedulerConfig = SchedulerConfig()
+    policy: Policy = Policy()
     pilot: PilotConfig = PilotConfig()
     resources: ResourcesConfig = ResourcesConfig()
     functions: FunctionRules = FunctionRules()
@@ -287,9 +329,9 @@ def parse(text: str, where: str) -> SiteConfig:
                 field=field,
             )
     try:
-        check_rules(config.functions)
+        _check_values(config)
     except Invalid as e:
-        field = e.field or "functions"
+        field = e.field or "file"
         raise SiteProblem(
             f"{where}:{line_of(text, field)}: {field}: {e.message}", field=field
         ) from None
@@ -300,6 +342,25 @@ def parse(text: str, where: str) -> SiteConfig:
             field=field,
         )
     return config
+
+
+def _check_values(config: SiteConfig) -> None:
+    """What types cannot say. Raises Invalid naming the field."""
+    check_rules(config.functions)
+    check_policy(config.policy)
+    scheduler = config.scheduler
+    asked = BatchJobIntent(
+        queue=scheduler.queue,
+        account=scheduler.account,
+        qos=scheduler.qos,
+        reservation=scheduler.reservation,
+        constraint=scheduler.constraint,
+    )
+    check_intent(asked, "scheduler")
+    for name in ("job_extra_directives", "prologue", "epilogue"):
+        for line in getattr(scheduler, name):
+            if not line.isprintable():
+                raise Invalid("a line has no control characters", field=f"scheduler.{name}")
 
 
 def _split(error: msgspec.ValidationError) -> tuple[str, str]:
@@ -338,14 +399,22 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "hub": Hub,
     "site": SiteIdentity,
     "scheduler": SchedulerConfig,
+    "policy": Policy,
     "pilot": PilotConfig,
     "resources": ResourcesConfig,
     "functions": FunctionRules,
 }
-_TABLES: dict[str, type[msgspec.Struct]] = {"functions.environments.NAME": FunctionEnvironment}
+_TABLES: dict[str, type[msgspec.Struct]] = {
+    "policy.queues.NAME": QueueRule,
+    "functions.environments.NAME": FunctionEnvironment,
+}
 
 
-_EXAMPLES = {"env": '{ NAME = "value" }', "named": "{ licence = 4 }"}
+_EXAMPLES = {
+    "env": '{ NAME = "value" }',
+    "named": "{ licence = 4 }",
+    "queues": "{ debug = { nodes_max = 2, wall_s_max = 1800.0 } }",
+}
 """What a table may look like."""
 
 

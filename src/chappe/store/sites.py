@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from chappe.core import limits
+from chappe.core.batchjobs import check_intent
 from chappe.core.errors import Conflict, Forbidden, Invalid, TooLarge
 from chappe.core.ids import check_id
 from chappe.core.leases import Reason
@@ -278,10 +279,7 @@ def create_batch_job(tx: Tx, p: Principal, new: NewBatchJob) -> BatchJobView:
     """Ask for an allocation. Repeating it is harmless."""
     check_id(new.id, "id")
     entry = site_of(tx, p, new.site)
-    if new.intent.nodes < 1 or new.intent.cores < 0:
-        raise Invalid("an allocation has at least one node", field="intent.nodes")
-    if new.intent.wall_s is not None and not 0 < new.intent.wall_s <= limits.WALL_MAX_S:
-        raise Invalid("wall_s must be above 0, at most a year (seconds)", field="intent.wall_s")
+    check_intent(new.intent)
     found = tx.read(BATCH_JOB, project=p.project_n, id=new.id)
     if not found:
         tx.write(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
+from chappe.core.batchjobs import BatchJobIntent as BatchJobIntent
 from chappe.core.hidden import HidesToken
 from chappe.core.parameters import Parameter
 from chappe.core.shapes import Capacity
@@ -107,15 +106,6 @@ class AgentSync(msgspec.Struct, frozen=True, omit_defaults=True):
     sessions: list[str] = []
     seen: tuple[Number, Number] = (0, 0)
     logs_seen: int = 0
-
-
-class BatchJobIntent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What we ask the scheduler for: nodes, cores per node (0: all), wall-clock limit (None: none)."""
-
-    nodes: int = 1
-    cores: int = 0
-    wall_s: float | None = None
-    options: dict[str, Any] = {}
 
 
 class BatchJobOrder(msgspec.Struct, frozen=True, omit_defaults=True):
