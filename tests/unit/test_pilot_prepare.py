@@ -6,12 +6,14 @@ import errno
 import os
 import time
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from chappe.core.arrays import Task
 from chappe.core.jobs import AppRef, JobSpec
 from chappe.link.clock import new_id
 from chappe.link.keys import SigningKey, load_or_create
@@ -343,3 +345,33 @@ def test_without_a_journal_nothing_starts(place: Place, monkeypatch: pytest.Monk
     assert done.new == []
     assert [type(o) for o in done.outcomes] == [Postponed]
     assert not place.preparer.claimed(h.job, 1, h.request_no)
+
+
+def test_a_script_travels_in_the_statement_and_stands_in_a_file_that_can_be_run(
+    place: Place,
+) -> None:
+    code = b"#!/bin/sh\necho hello\n"
+    spec = place.spec(app=None, parameters={}, command=("sh",), script=sha256(code).hexdigest())
+    for carried in ((code,), ()):
+        (submission,) = make_submissions(
+            place.key, place.session.project, [spec], time.time() + 600, code=carried
+        )
+        grant = Grant(msgspec.json.decode(spec)["id"], 3, 1, msgspec.Raw(spec), submission.id, 0)
+        h = Holding(grant, 0.0, 1)
+        h.verified = verify(submission)
+        (outcome,) = place.prepare(h)
+        if carried:
+            assert isinstance(outcome, Prepared)
+            path = Path(outcome.task.env["CHAPPE_SCRIPT"])
+            assert path.read_bytes() == code
+            assert os.access(path, os.X_OK)
+        else:
+            assert isinstance(outcome, Refused)
+            assert outcome.code == "code_missing"
+
+
+def test_a_task_of_an_array_is_told_its_index(place: Place) -> None:
+    task = Task(new_id(), 7, 1, 9, 9, dialect="pbs")
+    (outcome,) = place.prepare(place.holding(task=task))
+    assert isinstance(outcome, Prepared)
+    assert outcome.task.env["PBS_ARRAY_INDEX"] == outcome.task.env["CHAPPE_TASK_INDEX"] == "7"

@@ -10,7 +10,15 @@ import click
 
 from chappe.cli import joblogs
 from chappe.cli.job_acts import cancel, hold, release, retry, rm, update
-from chappe.cli.options import conditions, filters, job_options, moment, offers, options_of
+from chappe.cli.options import (
+    array_options,
+    conditions,
+    filters,
+    job_options,
+    moment,
+    offers,
+    options_of,
+)
 from chappe.cli.output import FAILED, Out, ago, short_ids, size, span, when, with_output
 
 if TYPE_CHECKING:
@@ -45,6 +53,7 @@ command.add_command(joblogs.command)
     "--file", "file", type=click.File("rb"), help="Jobs as JSON or JSON lines; - for stdin."
 )
 @click.option("--wait", is_flag=True, help="Wait for the end; exit 1 unless all succeeded.")
+@array_options
 @job_options
 @with_output
 def submit(
@@ -54,6 +63,8 @@ def submit(
     params: tuple[str, ...],
     file: Any,
     wait: bool,
+    array: str | None,
+    dialect: str | None,
     **given: Any,
 ) -> None:
     """Submit one job of APP, or many from a file.
@@ -68,13 +79,14 @@ def submit(
     with out.client() as client:
         options = options_of(client, given)
         if file is not None:
-            if params:
-                raise Invalid("with --file, parameters stand in the file", field="param")
+            if params or array:
+                raise Invalid("with --file, parameters and jobs stand in the file", field="param")
             drafts = job_file.read(file.read(), app, sites, options)
         elif app is None or not sites:
             raise Invalid("give an app and a site: chappe job submit APP -s SITE", field="app")
         else:
-            drafts = [job_file.from_texts(client, app, sites, params, options)]
+            draft = job_file.from_texts(client, app, sites, params, options)
+            drafts = [draft] if array is None else draft.array(array, dialect or "")
         jobs = client.submit(drafts)
         if wait:
             client.wait_all(jobs, progress=not out.as_json)
@@ -240,6 +252,7 @@ def _facts(view: JobView, sites: dict[str, str]) -> list[tuple[str, str | None]]
 
         pairs += [
             ("command", None if spec.command is None else shlex.join(spec.command)),
+            ("task", f"{spec.task.index} of array {spec.task.array}" if spec.task else None),
             ("parameters", " ".join(f"{k}={v}" for k, v in spec.parameters.items())),
             ("parents", "\n".join(spec.parents)),
         ]

@@ -179,6 +179,24 @@ def job_options(command: F) -> F:
     return command
 
 
+def array_options(command: F) -> F:
+    """The options that make one Job an array."""
+    for option in (
+        click.option(
+            "--dialect",
+            type=click.Choice(["slurm", "pbs", "sge"]),
+            help="Set this batch system's variables too, as SLURM_ARRAY_TASK_ID.",
+        ),
+        click.option(
+            "--array",
+            metavar="INDICES",
+            help="Once for each index: 1-100, 1-100:5, 1,4,7-9; 1-100%20: 20 at once.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def options_of(client: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The SDK's Options for those of `job_options`; short parent ids are looked up."""
     from chappe.sdk.texts import pairs  # here: `--help` does without the SDK

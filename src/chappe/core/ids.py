@@ -17,6 +17,9 @@ SessionId = NewType("SessionId", str)
 BatchJobId = NewType("BatchJobId", str)
 SubmissionId = NewType("SubmissionId", str)
 
+#: 2025-01-01T00:00:00Z
+_NUMBERS_FROM_MS = 1_735_689_600_000
+
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
@@ -37,6 +40,25 @@ def is_uuid7(text: str) -> bool:
 def created_ms(uuid: str) -> int:
     """Milliseconds since the Unix epoch that a UUIDv7 carries."""
     return int(uuid[:8] + uuid[9:13], 16)
+
+
+def number_of(uuid: str) -> int:
+    """The number by which batch systems' commands name a Job: its time (milliseconds since 2025)
+    and the 12 bits behind the version.
+
+    It is below 2^53, so that no program that reads
+    JSON loses digits, and found again by `beginning_of` without anything being kept.
+    """
+    ms = (created_ms(uuid) - _NUMBERS_FROM_MS) % (1 << 41)
+    return ms << 12 | int(uuid[15:18], 16)
+
+
+def beginning_of(number: int) -> str:
+    """How an id with this number begins. Raises Invalid for a number that no id has."""
+    if not 0 <= number < 1 << 53:
+        raise Invalid(f"{number} is no job's number", field="id")
+    ms = f"{(number >> 12) + _NUMBERS_FROM_MS:012x}"
+    return f"{ms[:8]}-{ms[8:]}-7{number & 0xFFF:03x}"
 
 
 def check_id(text: str, field: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from chappe.core import limits
+from chappe.core.arrays import Task, check_task
 from chappe.core.errors import Invalid, TooLarge
 from chappe.core.ids import check_id
 
@@ -152,7 +153,9 @@ class JobSpec(
 
     `sites` are the ids of the Sites that may run it; `workdir` is relative to the Site's data
     directory (default `jobs/<id>`); `takeover_s` opts into being killed and started elsewhere when
-    its pilot is out of contact for so long (see core.leases).
+    its pilot is out of contact for so long (see core.leases). `script` is the sha256 (hex) of a file that
+    travels in the signed statement, and that a `command` finds as $CHAPPE_SCRIPT. `task` makes it one of an
+    array.
     """
 
     id: str
@@ -171,6 +174,13 @@ class JobSpec(
     takeover_s: float | None = None
     not_before: float | None = None
     function: FunctionRef | None = None
+    script: str | None = None
+    task: Task | None = None
+
+    @property
+    def code(self) -> str | None:
+        """The sha256 (hex) of what it needs of its signed statement: a pickled function, or a script."""
+        return self.script if self.function is None else self.function.code
 
     @property
     def max_attempts(self) -> int:
@@ -244,6 +254,10 @@ def check_spec(spec: JobSpec) -> None:
         _check_command(spec.command)
     if spec.function is not None:
         _check_function(spec)
+    if spec.script is not None and (spec.command is None or not _SHA256.fullmatch(spec.script)):
+        raise Invalid("a script is a sha256 in hexadecimal, and needs a command", field="script")
+    if spec.task is not None:
+        check_task(spec.task)
     if spec.workdir:
         check_relative(spec.workdir, "workdir")
     # Most Jobs keep the defaults, and a request may hold 10 000.
@@ -316,6 +330,8 @@ def _check_function(spec: JobSpec) -> None:
         )
     if not _PYTHON.fullmatch(f.python):
         raise Invalid('python is a version, as "3.12"', field="function.python")
+    if spec.task is not None:
+        raise Invalid("a function gets its index as an argument: use map", field="task")
     if spec.parameters:
         raise Invalid("a function takes arguments, no parameters", field="parameters")
 

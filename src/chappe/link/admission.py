@@ -22,7 +22,8 @@ from chappe.wire.sync import Grant
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """The grant may start. Without an `app` the spec's `command` is the argv (a signed raw command), or
-    its `function` is called: `code` is then its pickle, as signed, and `environment` where it runs.
+    its `function` is called. `code`, as signed, is the function's pickle or the command's script, and
+    `environment` where the function runs.
 
     `parameters` are complete and checked. `not_after` is the signature's end (seconds since 1970), None
     for an unsigned Job.
@@ -93,7 +94,13 @@ def admit(
             return Refusal(
                 "unsigned", "a command of its own needs a signature: submit it with a key"
             )
-        return Admitted(spec, None, {}, not_after, most)
+        code = b""
+        if spec.script is not None:
+            found = verified.code.get(spec.script)
+            if found is None:
+                return Refusal("code_missing", "the signed submission does not hold the script")
+            code = found
+        return Admitted(spec, None, {}, not_after, most, code)
     return _admit_app(spec, apps, most, not_after)
 
 

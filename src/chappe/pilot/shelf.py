@@ -46,7 +46,7 @@ class Shelf:
 
 
 class Codes:
-    """The pickled functions of one Session: a file each, which the workers load."""
+    """The pickled functions and the scripts of one Session: a file each, which the workers load."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory / "code"
@@ -57,7 +57,7 @@ class Codes:
         path = self._directory / sha256
         if sha256 not in self._kept:
             self._directory.mkdir(mode=0o700, exist_ok=True)
-            write_atomic(path, code, durable=False)
+            write_atomic(path, code, 0o700, durable=False)
             self._kept.add(sha256)
         return str(path)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from chappe.core import limits
+from chappe.core import arrays, limits
 from chappe.core.errors import Invalid
 from chappe.core.hooks import HookName
 from chappe.core.jobs import FunctionRef, JobSpec
@@ -66,6 +66,10 @@ class Tasks:
             care = _care(h, admitted.app, parameters, context, self._session)
         if spec.env:
             env.update(spec.env)
+        if spec.task is not None:
+            env |= arrays.environment(spec.task)
+        if spec.script is not None:
+            env["CHAPPE_SCRIPT"] = self._codes.keep(spec.script, admitted.code)
         env["CHAPPE_WORKDIR"] = cwd
         env |= resource_env(resources)
         if slot is not None:

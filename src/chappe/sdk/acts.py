@@ -131,7 +131,7 @@ async def _retry_signed(engine: Engine, ids: list[str]) -> ActReply:
     """Retry Jobs under new statements: as many further attempts as their specs first allowed."""
     me = await engine.whoami()
     key = engine.key()
-    # One statement has one `max_attempts`, so Jobs are grouped by what they now need, and by function.
+    # One statement has one `max_attempts`, so Jobs are grouped by what they now need, and by code.
     groups: dict[tuple[int, bytes], list[tuple[str, bytes]]] = {}
     for job in ids:
         view = await engine.view(job)
@@ -155,7 +155,7 @@ async def _retry_signed(engine: Engine, ids: list[str]) -> ActReply:
 
 async def _signed_by_me(engine: Engine, job: str) -> tuple[bytes, int, bytes]:
     """A Job's spec as the Hub holds it, once it is proven that this key signed those bytes, the attempts
-    that it signed for, and the pickled function that it names, if it does."""
+    that it signed for, and the function or script that it names, if it does."""
     found = await engine.hub.request("GET", f"/v1/jobs/{job}/signed", reply=SignedSpec)
     spec = bytes(found.spec)
     problem = None
@@ -175,8 +175,7 @@ async def _signed_by_me(engine: Engine, job: str) -> tuple[bytes, int, bytes]:
             f"job {job} is not signed anew: {problem}. Submit a new job instead", code="not_yours"
         )
     found_spec = decode_spec(spec)
-    function = found_spec.function
-    code = b"" if function is None else proof.code.get(function.code, b"")
+    code = b"" if found_spec.code is None else proof.code.get(found_spec.code, b"")
     return spec, proof.max_attempts or found_spec.max_attempts, code
 
 

@@ -298,12 +298,35 @@ class AsyncClient:
         calls = ((args, no_keywords) for args in zip(*iterables, strict=False))
         return await self.submit(as_app(function).drafts(calls, names))
 
+    @overload
     async def run(
         self, site: str | Sequence[str], argv: Sequence[str], **options: Unpack[Options]
-    ) -> AsyncJob:
-        """Run one command (a list of arguments; no shell) at a Site that trusts your key."""
-        template = drafts.template(site, command=argv).with_options(options)
-        return await self.submit(Draft(template, {}))
+    ) -> AsyncJob: ...
+    @overload
+    async def run(
+        self,
+        site: str | Sequence[str],
+        argv: Sequence[str],
+        *,
+        array: str | Iterable[int],
+        dialect: str = "",
+        **options: Unpack[Options],
+    ) -> list[AsyncJob]: ...
+    async def run(
+        self,
+        site: str | Sequence[str],
+        argv: Sequence[str],
+        *,
+        array: str | Iterable[int] | None = None,
+        dialect: str = "",
+        **options: Unpack[Options],
+    ) -> AsyncJob | list[AsyncJob]:
+        """Run one command (a list of arguments; no shell) at a Site that trusts your key.
+
+        With `array` ("1-100", "1-100%20", or numbers) once for each index (see Draft.array).
+        """
+        draft = Draft(drafts.template(site, command=argv).with_options(options), {})
+        return await self.submit(draft if array is None else draft.array(array, dialect))
 
     async def job(self, id: str) -> AsyncJob:
         """A Job by its id or an unambiguous beginning of it. Raises NotFound or Ambiguous."""

@@ -7,16 +7,19 @@ then sent in one request; sending it twice creates it once.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any, Protocol, TypedDict, TypeVar
 
 import msgspec
 
+from chappe.core import arrays, limits
 from chappe.core.ids import is_uuid7
 from chappe.core.jobs import AppRef, Envelope, ParentPolicy, Resources, Retries, RetryOn
 from chappe.link.clock import new_id
-from chappe.sdk.errors import Invalid
+from chappe.sdk.errors import Invalid, TooLarge
 
 _Choice = TypeVar("_Choice", ParentPolicy, RetryOn)
 
@@ -95,6 +98,23 @@ class FunctionCode(msgspec.Struct, frozen=True, eq=False):
     own_process: bool
 
 
+class Script(msgspec.Struct, frozen=True, eq=False):
+    """A script that travels with a command, which finds it as $CHAPPE_SCRIPT, and its sha256."""
+
+    code: bytes
+    sha256: str
+
+
+def script(code: bytes) -> Script:
+    """A script of these bytes. Raises TooLarge."""
+    if len(code) > limits.CODE_BYTES:
+        raise TooLarge(
+            f"the script is {len(code)} bytes, the limit is {limits.CODE_BYTES}: put data in files",
+            field="script",
+        )
+    return Script(code, hashlib.sha256(code).hexdigest())
+
+
 class Template(msgspec.Struct, frozen=True, eq=False):
     """What Jobs of one kind share. One object serves them all, so that a Job costs microseconds."""
 
@@ -112,6 +132,7 @@ class Template(msgspec.Struct, frozen=True, eq=False):
     takeover_s: float | None = None
     not_before: float | None = None
     function: FunctionCode | None = None
+    script: Script | None = None
 
     def with_options(self, options: Mapping[str, Any]) -> Template:
         """A template that differs by `options`. Raises Invalid for a name or a value that cannot be."""
@@ -139,7 +160,7 @@ class Template(msgspec.Struct, frozen=True, eq=False):
 class Draft:
     """One Job that is not sent yet. Made by calling an App; hand it to `submit`, or name it as a parent."""
 
-    __slots__ = ("arguments", "id", "name", "parameters", "template")
+    __slots__ = ("arguments", "id", "name", "parameters", "task", "template")
 
     def __init__(
         self, template: Template, parameters: dict[str, Any], name: str | None = None
@@ -150,6 +171,30 @@ class Draft:
         #: Of a function: the pickled (args, kwargs).
         self.arguments = b""
         self.name = template.name if name is None else name
+        #: Which task of an array it is.
+        self.task: arrays.Task | None = None
+
+    def array(self, indices: str | Iterable[int], dialect: str = "") -> list[Draft]:
+        """This Job once for each index, told by $CHAPPE_TASK_INDEX: `"1-100:5"`, `"1,4,7-9"`, or numbers.
+
+        The array has this draft's id up to the last digits, its tasks the names `name[7]`. With `"1-100%20"`
+        at most 20 run at once: they form 20 lines, and each waits for the end of the one before it, however
+        that was. `dialect` adds the variables of a batch system: "slurm", "pbs" or "sge".
+        """
+        if self.template.function is not None:
+            raise Invalid("a function gets its index as an argument: use map", field="array")
+        counted = _indices(indices)
+        first = arrays.first_id(self.id)
+        ids = arrays.task_ids(first, len(counted.of))
+        made: list[Draft] = []
+        for id, task in zip(ids, arrays.tasks(first, counted, dialect), strict=True):
+            draft = Draft(self.template, self.parameters)
+            draft.id, draft.task = id, task
+            draft.name = f"{self.name}[{task.index}]" if self.name else ""
+            made.append(draft)
+        if 0 < counted.at_once < len(made):
+            _in_lines(made, counted.at_once)
+        return made
 
     def __repr__(self) -> str:
         t = self.template
@@ -190,6 +235,30 @@ def many(
     except ValueError:
         raise Invalid("give as many names as sets of parameters", field="names") from None
     return [Draft(template, dict(each), name) for each, name in pairs]
+
+
+def _indices(given: str | Iterable[int]) -> arrays.Indices:
+    if isinstance(given, str):
+        return arrays.parse(given)
+    # One more than there may be, so that a range of a billion is refused and not written out.
+    some = [int(index) for index in islice(given, limits.JOBS_PER_REQUEST + 1)]
+    return arrays.check_indices(set(some))
+
+
+def _in_lines(drafts: Sequence[Draft], lines: int) -> None:
+    """Let each draft wait for the one `lines` before it, so that no more than `lines` run at once."""
+    if drafts[0].template.parents and (
+        drafts[0].template.on_parent_failure is not ParentPolicy.ANYWAY
+    ):
+        raise Invalid(
+            "tasks that run so many at once wait for each other, however those end: they cannot also "
+            "wait for the success of a parent. Leave out the %, or take on_parent_failure=anyway",
+            field="array",
+        )
+    for before, draft in zip(drafts, drafts[lines:], strict=False):
+        draft.template = msgspec.structs.replace(
+            draft.template, parents=(before.id,), on_parent_failure=ParentPolicy.ANYWAY
+        )
 
 
 def one_or_more(site: str | None, sites: Sequence[str]) -> Sequence[str]:

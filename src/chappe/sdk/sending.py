@@ -47,9 +47,9 @@ def plan(drafts: Sequence[Draft]) -> Plan:
     if any(parent in by_id for draft in by_id.values() for parent in draft.template.parents):
         ordered = [by_id[one] for one in _topological(by_id)]
         return Plan(list(_cut(ordered, limits.JOBS_PER_REQUEST)), in_order=True)
-    # The code of functions is sent once a request.
-    calls = any(draft.template.function is not None for draft in by_id.values())
-    most = limits.JOBS_PER_REQUEST if calls else limits.JOBS_PER_SUBMISSION
+    # Code is sent once a request, and an array is created all or none.
+    together = any(draft.task is not None or _code(draft) for draft in by_id.values())
+    most = limits.JOBS_PER_REQUEST if together else limits.JOBS_PER_SUBMISSION
     return Plan(list(_cut(list(by_id.values()), most)), in_order=False)
 
 
@@ -79,13 +79,13 @@ def encode(group: Sequence[Draft], context: Context) -> list[bytes]:
 
 
 def _signed_together(group: Sequence[Draft]) -> Iterator[tuple[int, int, list[bytes]]]:
-    """Cut a group into what one statement signs: (start, end, the functions that it carries)."""
+    """Cut a group into what one statement signs: (start, end, the code that it carries)."""
     start, size = 0, 0
     codes: dict[str, bytes] = {}
     for i, draft in enumerate(group):
-        function = draft.template.function
-        new = function is not None and function.sha256 not in codes
-        more = len(function.code) if function is not None and new else 0
+        code = _code(draft)
+        new = code is not None and code[0] not in codes
+        more = len(code[1]) if code is not None and new else 0
         if (
             i - start == limits.JOBS_PER_SUBMISSION
             or size + more > limits.CODE_BYTES
@@ -93,9 +93,9 @@ def _signed_together(group: Sequence[Draft]) -> Iterator[tuple[int, int, list[by
         ):
             yield start, i, list(codes.values())
             start, size, codes = i, 0, {}
-            more = len(function.code) if function is not None else 0
-        if function is not None:
-            codes[function.sha256] = function.code
+            more = len(code[1]) if code is not None else 0
+        if code is not None:
+            codes[code[0]] = code[1]
             size += more
     yield start, len(group), list(codes.values())
 
@@ -124,6 +124,8 @@ def _specs(group: Sequence[Draft], context: Context) -> list[bytes]:
             t.takeover_s,
             t.not_before,
             _function(draft),
+            None if t.script is None else t.script.sha256,
+            draft.task,
         )
         raw = _encode_spec(spec)
         if sites is None:
@@ -132,6 +134,12 @@ def _specs(group: Sequence[Draft], context: Context) -> list[bytes]:
             resolved[id(t)] = spec.sites
         specs.append(raw)
     return specs
+
+
+def _code(draft: Draft) -> tuple[str, bytes] | None:
+    """What a Job needs of its statement: the sha256 and the bytes of its function or its script."""
+    carried = draft.template.function or draft.template.script
+    return None if carried is None else (carried.sha256, carried.code)
 
 
 def _function(draft: Draft) -> FunctionRef | None:

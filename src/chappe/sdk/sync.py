@@ -313,12 +313,35 @@ class Client:
         calls = ((args, no_keywords) for args in zip(*iterables, strict=False))
         return self.submit(as_app(function).drafts(calls, names))
 
+    @overload
     def run(
         self, site: str | Sequence[str], argv: Sequence[str], **options: Unpack[Options]
-    ) -> Job:
-        """Run one command (a list of arguments; no shell) at a Site that trusts your key."""
-        template = drafts.template(site, command=argv).with_options(options)
-        return self.submit(Draft(template, {}))
+    ) -> Job: ...
+    @overload
+    def run(
+        self,
+        site: str | Sequence[str],
+        argv: Sequence[str],
+        *,
+        array: str | Iterable[int],
+        dialect: str = "",
+        **options: Unpack[Options],
+    ) -> list[Job]: ...
+    def run(
+        self,
+        site: str | Sequence[str],
+        argv: Sequence[str],
+        *,
+        array: str | Iterable[int] | None = None,
+        dialect: str = "",
+        **options: Unpack[Options],
+    ) -> Job | list[Job]:
+        """Run one command (a list of arguments; no shell) at a Site that trusts your key.
+
+        With `array` ("1-100", "1-100%20", or numbers) once for each index (see Draft.array).
+        """
+        draft = Draft(drafts.template(site, command=argv).with_options(options), {})
+        return self.submit(draft if array is None else draft.array(array, dialect))
 
     def job(self, id: str) -> Job:
         """A Job by its id or an unambiguous beginning of it. Raises NotFound or Ambiguous."""

@@ -201,6 +201,7 @@ def _view(row: Any, *, specs: bool) -> JobView:
         data=envelope.data,
         spec=spec if specs else None,
         signed=row.submission is not None,
+        task=spec.task,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from chappe.core.arrays import Task
 from chappe.core.jobs import Envelope, JobSpec
 from chappe.core.leases import Outcome
 from chappe.wire.submission import Submission
@@ -75,6 +76,7 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     data: dict[str, Any] = {}
     spec: JobSpec | None = None
     signed: bool = False
+    task: Task | None = None
 
 
 class JobPage(msgspec.Struct, frozen=True, omit_defaults=True):

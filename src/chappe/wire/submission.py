@@ -16,7 +16,8 @@ class Statement(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     `key` is the signer's public key (base64, 32 bytes); `not_after` is in seconds since 1970.
     `max_attempts`, when given, replaces the specs' own: that is how a retry beyond them is signed.
-    `code` holds pickled functions (base64) that its specs name by their sha256: each is sent once.
+    `code` holds pickled functions and scripts (base64), which its specs name by their sha256: each is sent
+    once.
     """
 
     key: str
