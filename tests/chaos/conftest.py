@@ -13,7 +13,10 @@ from threading import Event
 
 import pytest
 
+from chappe.testing import postgres as postgresql
+from chappe.testing.postgres import PostgresServer
 from tests.chaos.silences import SCENARIOS
+from tests.conftest import Require
 
 Outcomes = dict[str, Future[None]]
 
@@ -45,3 +48,11 @@ def outcomes(
             }
         finally:
             over.set()
+
+
+@pytest.fixture
+def mortal_postgres(require: Require) -> Iterator[PostgresServer]:
+    """A PostgreSQL server of a test's own, which may die."""
+    require(postgresql.binaries(), "PostgreSQL", postgresql.HOW_TO_GET)
+    with PostgresServer.start() as server:
+        yield server

@@ -3,6 +3,9 @@
 What dies is started again by whoever does that in life: the hub and the agent by their supervisor, a pilot by
 its batch script, a launcher by its pilot. Then everything must be as if nothing had happened, but for what
 really was lost: Jobs that ran in a launcher or an allocation that died get another attempt.
+
+The hub keeps its rows in SQLite, and in PostgreSQL: there only at the moments that are about rows, unless
+more than one seed is asked for.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ import pytest
 
 from chappe.testing.cluster import Cluster, patiently, until
 from chappe.testing.hub import HubFailed, start_hub
+from chappe.testing.place import Databases
 from chappe.testing.site import RunningSite, crash_at
 from tests.chaos.points import Point, listed, reached
+from tests.chaos.seeds import MANY
 
 LONG = 2
 WITH_RESULT = 10
@@ -42,13 +47,25 @@ NTH = {
 ATTEMPTS = {"hub": 1, "agent": 2, "pilot": 1, "launcher": 2}
 
 POINTS = reached()
+#: Where one seed is enough, these are the points of hubs on PostgreSQL.
+ABOUT_ROWS = ("hub.before_commit", "hub.after_commit", "pilot.after_report_ack")
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One hub for all; each test has a Site of its own."""
-    with Cluster(tmp_path_factory.mktemp("points")) as made:
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """One hub on each store for all; each test has a Site of its own."""
+    directory = tmp_path_factory.mktemp(request.param)
+    if request.param == "sqlite":
+        with Cluster(directory) as made:
+            yield made
+        return
+    databases: Databases = request.getfixturevalue("databases")
+    url = databases.borrow()
+    with Cluster(directory, db=url) as made:
         yield made
+    databases.give_back(url)
 
 
 @pytest.fixture
@@ -71,7 +88,10 @@ def armed(point: Point, directory: Path) -> dict[str, str]:
 
 def points_of(*parts: str) -> pytest.MarkDecorator:
     chosen = [p for p in POINTS if p.part in parts and p.module != FIRST_START]
-    return pytest.mark.parametrize("point", chosen, ids=[p.name for p in chosen])
+    pairs = [("sqlite", point) for point in chosen]
+    pairs += [("postgresql", point) for point in chosen if MANY or point.name in ABOUT_ROWS]
+    ids = [f"{store}-{point.name}" for store, point in pairs]
+    return pytest.mark.parametrize(("cluster", "point"), pairs, ids=ids, indirect=["cluster"])
 
 
 def run_jobs(

@@ -109,6 +109,22 @@ def test_a_record_that_is_too_long_is_refused(path: Path, monkeypatch: pytest.Mo
     assert spool.read(path) == [b"x" * 10]
 
 
+def test_what_is_to_last_is_on_the_disk_when_append_returns(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, int]] = []
+
+    def fsync(fd: int) -> None:
+        synced.append((os.fstat(fd).st_ino, os.fstat(fd).st_size))
+
+    with SpoolWriter(path) as writer:
+        monkeypatch.setattr("chappe.link.spool.os.fsync", fsync)
+        writer.append([b"may be lost"])
+        assert synced == []
+        writer.append([b"must not be"], sync=True)
+        assert synced == [(path.stat().st_ino, path.stat().st_size)]
+
+
 class Disk:
     """os.write that has room for so many bytes."""
 

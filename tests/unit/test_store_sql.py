@@ -93,6 +93,15 @@ def test_a_seq_is_given_once(rig: StoreRig, job: int) -> None:
     assert allowed(rig, (EVENT, {"seq": 10_000, **step}))
 
 
+def test_an_id_is_given_once(rig: StoreRig) -> None:
+    site = rig.add_site("paris")
+    rig.submit(rig.spec(site), rig.spec(site))
+    one, other = (row["id"] for row in rig.sql("SELECT id FROM job ORDER BY n"))
+    rename = sa.text("UPDATE job SET id = :new WHERE id = :old")
+    assert not allowed(rig, (rename, {"old": one, "new": other}))
+    assert allowed(rig, (rename, {"old": one, "new": one[::-1]}))
+
+
 @pytest.mark.parametrize("state", list(State))
 def test_a_lease_is_of_what_may_be_leased(rig: StoreRig, job: int, state: State) -> None:
     lease = sa.text("UPDATE job SET session = 1 WHERE n = :n")

@@ -24,6 +24,7 @@ from chappe.sdk.sync import Client, Job
 from chappe.site.init import HubAccess
 from chappe.testing.history import check, read_traces
 from chappe.testing.hub import HubFailed, RunningHub, start_hub
+from chappe.testing.postgres import PostgresServer
 from chappe.testing.relay import Relay
 from chappe.testing.site import RunningSite
 from chappe.wire.jobs import JobView
@@ -57,14 +58,20 @@ def patiently(call: Callable[[], T], within_s: float = WITHIN_S) -> T:
 
 
 class Cluster:
-    """One Hub, its user's client, and Sites, with all files below `directory`. A context manager."""
+    """One Hub, its user's client, and Sites, with all files below `directory`. A context manager.
 
-    def __init__(self, directory: Path, **hub: Any) -> None:
+    `database` is the server of the Hub's database where that is to be tended too; it is not closed here.
+    """
+
+    def __init__(
+        self, directory: Path, *, database: PostgresServer | None = None, **hub: Any
+    ) -> None:
         self.directory = directory
+        self.database = database
         self.traces = directory / "traces"
         self.traces.mkdir(parents=True)
         self.hub: RunningHub = start_hub(hub.pop("data", directory / "hub"), **hub)
-        self._hub_killed = False
+        self._attacked = False
         self.sites: list[RunningSite] = []
         self.relays: list[Relay] = []
         self.client = Client(config_file=self.hub.client_config, key=directory / "key")
@@ -118,20 +125,31 @@ class Cluster:
 
     def kill_hub(self) -> bool:
         """Kill the Hub; whether it lived. Where the cluster is tended, only the tender reaps it."""
-        self._hub_killed = self.hub.process.poll() is None
+        lived = self.hub.process.poll() is None
+        self._attacked |= lived
         self.hub.process.kill()
-        return self._hub_killed
+        return lived
+
+    def kill_database(self, *, backend: bool = False) -> bool:
+        """End the database's server as a crash does, or kill one of its processes that serve the Hub; whether
+        it lived."""
+        if self.database is None:
+            return False
+        self._attacked = True
+        return self.database.kill_backend() if backend else self.database.crash()
 
     def tend(self) -> None:
         """Start again what died and should be there."""
+        if self.database is not None and not self.database.alive:
+            self.database.launch()
         if self.hub.process.poll() is not None:
             self.hub.wait_dead()
-            self._hub_killed = False
+            self._attacked = False
             try:
                 self.hub.start()
             except HubFailed:
-                # Killed while it started: it is started again the next time.
-                if not self._hub_killed:
+                # It, or its database, was killed while it started: it is started again the next time.
+                if not self._attacked:
                     raise
         for site in self.sites:
             if site.wanted and not site.agent_up:

@@ -149,6 +149,31 @@ class PostgresServer:
         self.stop(sig)
         self.launch()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the server's first process lives."""
+        return self.process.poll() is None
+
+    def crash(self) -> bool:
+        """Have the server end at once, without a last word on its disk; whether it lived."""
+        lived = self.alive
+        self.process.send_signal(signal.SIGQUIT)
+        return lived
+
+    def kill_backend(self) -> bool:
+        """Kill a process that serves a client; the server then ends all others and recovers. False when there
+        is none, or the server is not there."""
+        import psycopg
+
+        busy = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> "
+        try:
+            found = self.sql(f"{busy} pg_backend_pid() ORDER BY xact_start LIMIT 1")
+        except psycopg.OperationalError:
+            return False
+        for (pid,) in found:
+            os.kill(int(str(pid)), signal.SIGKILL)
+        return bool(found)
+
     def close(self) -> None:
         """End the server and remove its files."""
         if hasattr(self, "process") and self.process.poll() is None:
