@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from chappe.core.states import FINAL, LEASED, RUNNABLE, State, legal
+from chappe.core.states import FINAL, LEASED, PHASE, RUNNABLE, Phase, State, legal
 from chappe.testing.store import StoreRig
 
 FINAL_PHASES = ("finished", "failed", "cancelled", "deleted")
@@ -104,11 +104,23 @@ class Checker:
             assert row["attempt"] == folded.attempt, f"job {n}: attempt {row['attempt']} (I11)"
             assert row["epoch"] >= folded.epoch, f"job {n}: the row's epoch fell behind (I8)"
             assert (row["phase"] == "deleted") == folded.deleted
+            self._indexed_as_it_is(row)
             if not folded.deleted:
                 outcome = row["outcome"] and msgspec.json.decode(row["outcome"])
                 assert outcome == folded.outcome, (
                     f"job {n}: {outcome} is not {folded.outcome} (I11)"
                 )
+
+    def _indexed_as_it_is(self, row: sqlite3.Row) -> None:
+        state, resting = State(row["state"]), row["resting"]
+        if row["phase"] == "deleted":
+            assert resting is None
+        elif PHASE[state] is Phase.RUNNING:
+            assert resting in RUNNABLE, f"job {row['n']} runs, and was started from {resting}"
+        else:
+            assert resting == state, f"job {row['n']} is {state}, and listed as {resting}"
+        over = row["phase"] == "deleted" or state in FINAL
+        assert (row["ended_at"] is not None) == over, f"job {row['n']}: ended {row['ended_at']}"
 
     def _nothing_is_lost(self, rows: dict[int, sqlite3.Row]) -> None:
         sessions = {s["n"]: s["state"] for s in self.rig.sql("SELECT n, state FROM session")}

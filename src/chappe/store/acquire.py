@@ -39,8 +39,11 @@ RESERVING_MOST = 16
 """Shapes at most whose first Jobs are looked at, to find one that is not to be overtaken."""
 
 LEASE = sql("""
-    UPDATE job SET session = :session, granted_request = :request, site = :site, epoch = epoch + 1
+    UPDATE job SET session = :session, granted_request = :request, epoch = epoch + 1
     WHERE n IN (SELECT value FROM ints(:ns) v)""")
+
+#: Only for Jobs that could have run elsewhere: an index holds the Site.
+SET_SITE = sql("UPDATE job SET site = :site WHERE n IN (SELECT value FROM ints(:ns) v)")
 
 GRANTED = sql(f"""
     SELECT {COLUMNS}, job.spec, job.idx, job.priority
@@ -61,15 +64,18 @@ def acquire_grants(tx: Tx, p: Principal, session: Any, req: SyncRequest, reply: 
     chosen = choose(tx, p.site_n, capacity)
     if not chosen:
         return
-    ns = []
+    ns, moved = [], []
     for entry, head in chosen:
         n, _, state, app, site, _ = head
         tx.waiting(entry.n, -1)
         if site != p.site_n:
             tx.count(p.project_n, site or 0, app or "", state, -1)
             tx.count(p.project_n, p.site_n, app or "", state, 1)
+            moved.append(n)
         ns.append(n)
-    tx.write(LEASE, session=session.n, request=req.request_no, site=p.site_n, ns=to_json(ns))
+    if moved:
+        tx.write(SET_SITE, site=p.site_n, ns=to_json(moved))
+    tx.write(LEASE, session=session.n, request=req.request_no, ns=to_json(ns))
     fill_grants(tx, ns, req, reply)
 
 

@@ -64,7 +64,8 @@ SIGNED_UNTIL = sql("""
 
 BURY = sql("""
     UPDATE job SET phase = 'deleted', spec = '', envelope = NULL, outcome = NULL, retries = NULL,
-        held_at = NULL, changed_at = :now WHERE n IN (SELECT value FROM ints(:ns) v)""")
+        held_at = NULL, resting = NULL, ended_at = :now, changed_at = :now
+    WHERE n IN (SELECT value FROM ints(:ns) v)""")
 
 DROP_TAGS = sql("DELETE FROM tag WHERE job IN (SELECT value FROM ints(:ns) v)")
 DROP_RESULTS = sql("DELETE FROM result WHERE job IN (SELECT value FROM ints(:ns) v)")

@@ -24,7 +24,7 @@ EXISTING = sql("""
 INSERT_JOBS = Insert(
     "job",
     "n project id state phase shape priority epoch attempt max_attempts site submission idx app name "
-    "waiting_parents policy retries takeover_s not_before created_at changed_at envelope spec",
+    "waiting_parents policy retries takeover_s not_before created_at changed_at envelope spec resting",
 )
 INSERT_EDGES = Insert("edge", "child parent pos")
 INSERT_TAGS = Insert("tag", "project k v job")
@@ -198,6 +198,7 @@ def _row(
         tx.now,
         job.envelope_text,
         job.text,
+        text_of(state),
     )
 
 

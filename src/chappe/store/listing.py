@@ -35,8 +35,8 @@ CHUNK = 4_000
 _NEVER = 1e300
 
 OF_ENDED = sql(f"""
-    SELECT n, changed_at FROM job WHERE project = :project AND {ENDED} AND changed_at >= :since
-    AND (changed_at, n) < (:at, :below) ORDER BY changed_at DESC, n DESC LIMIT :most""")
+    SELECT n, ended_at FROM job WHERE project = :project AND {ENDED} AND ended_at >= :since
+    AND (ended_at, n) < (:at, :below) ORDER BY ended_at DESC, n DESC LIMIT :most""")
 
 ID_OF = sql("SELECT id FROM job WHERE n = :n")
 #: Also of a Job that was deleted meanwhile: pages go on behind it.
@@ -198,7 +198,7 @@ def _by_end(
     while scan is None or looked < scan:
         most = min(most, CHUNK)
         found = conn.execute(OF_ENDED, {**params, "at": at.at, "below": at.n, "most": most})
-        read = [Place(row.changed_at, row.n) for row in found]
+        read = [Place(row.ended_at, row.n) for row in found]
         last = len(read) < most
         looked += len(read)
         at = read[-1] if read else at
@@ -214,8 +214,8 @@ def _by_end(
 def _checked(
     conn: Connection, p: Principal, f: JobFilter, ns: Sequence[int]
 ) -> list[tuple[int, float]]:
-    """Of these rows those that pass, newest first, each with the time of its last change."""
-    query = sa.select(job.c.n, job.c.changed_at).where(
+    """Of these rows those that pass, newest first, each with the time of its end."""
+    query = sa.select(job.c.n, job.c.ended_at).where(
         is_in(job.c.n, ns), *conditions(p.project_n, f)
     )
     return [(n, at) for n, at in conn.execute(query.order_by(job.c.n.desc()))]

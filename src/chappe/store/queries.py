@@ -57,7 +57,7 @@ PILOTS_JOB_N = sql("""
     SELECT j.n FROM job j WHERE j.project = :project AND j.id = :id AND j.phase <> 'deleted'
         AND (j.session = :session OR EXISTS (
             SELECT 1 FROM job c CROSS JOIN edge e ON e.parent = j.n AND e.child = c.n
-            WHERE c.session = :session))""")
+            WHERE c.project = j.project AND c.session = :session))""")
 
 PARENTS = sql("""
     SELECT e.pos, p.id, p.name, p.state, site.id AS site, site.name AS site_name,
@@ -109,7 +109,7 @@ APPS = sql("""
 
 SESSIONS = sql("""
     SELECT s.id, site.id AS site, b.id AS batch_job, s.state, s.heard_at, s.hard_end_at, s.capacity,
-           (SELECT count(*) FROM job WHERE job.session = s.n) AS held
+           (SELECT count(*) FROM job WHERE job.project = s.project AND job.session = s.n) AS held
     FROM session s JOIN site ON site.n = s.site JOIN batch_job b ON b.n = s.batch_job
     WHERE s.project = :project AND (CAST(:site AS bigint) IS NULL OR s.site = :site)
       AND (:all OR s.state <> 'dead') ORDER BY s.n DESC LIMIT :most""")

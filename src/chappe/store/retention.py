@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from chappe.store.acts import delete_rows
 from chappe.store.dialect import sql
 from chappe.store.rows import rows_by_n
+from chappe.store.tables import ENDED
 from chappe.store.tx import Tx, to_json
 
 EVENTS = 2_000
@@ -32,10 +33,10 @@ OLDEST = sql("""
 
 CUT = sql("DELETE FROM event WHERE project = :project AND seq <= :last")
 
-ENDED = sql("""
-    SELECT n, changed_at FROM job WHERE project = :project AND phase IN ('finished', 'failed', 'cancelled')
-    AND changed_at < :before AND (changed_at, n) > (:after_at, :after_n)
-    ORDER BY changed_at, n LIMIT :most""")
+OF_ENDED = sql(f"""
+    SELECT n, ended_at FROM job WHERE project = :project AND {ENDED}
+    AND ended_at < :before AND (ended_at, n) > (:after_at, :after_n)
+    ORDER BY ended_at, n LIMIT :most""")
 
 #: Those of which no Event is left, and on which nobody waits.
 DONE_WITH = sql("""
@@ -44,7 +45,7 @@ DONE_WITH = sql("""
     AND NOT EXISTS (SELECT 1 FROM edge JOIN job c ON c.n = edge.child WHERE edge.parent = v.value
                     AND c.phase NOT IN ('finished', 'failed', 'cancelled', 'deleted'))""")
 
-#: Where a walk over ended Jobs stands: (changed_at, row number) of the last one that was looked at.
+#: Where a walk over ended Jobs stands: (ended_at, row number) of the last one that was looked at.
 Place = tuple[float, int]
 BEGINNING: Place = (0.0, 0)
 
@@ -82,11 +83,11 @@ def cut_jobs(tx: Tx, project: int, before: float, after: Place) -> Place | None:
     at the end."""
     at, n = after
     rows: Sequence[Any] = tx.read(
-        ENDED, project=project, before=before, after_at=at, after_n=n, most=JOBS
+        OF_ENDED, project=project, before=before, after_at=at, after_n=n, most=JOBS
     )
     if not rows:
         return None
     gone = tx.read(DONE_WITH, ns=to_json([row.n for row in rows]))
     if gone:
         delete_rows(tx, rows_by_n(tx, [row.n for row in gone]))
-    return rows[-1].changed_at, rows[-1].n
+    return rows[-1].ended_at, rows[-1].n

@@ -81,7 +81,7 @@ def _times(f: JobFilter) -> list[sa.ColumnElement[bool]]:
         found.append(job.c.phase.in_([str(p) for p in FINAL_PHASES]))
     for column, since, until in (
         (job.c.created_at, f.created_since, f.created_until),
-        (job.c.changed_at, f.ended_since, f.ended_until),
+        (job.c.ended_at, f.ended_since, f.ended_until),
     ):
         if since is not None:
             found.append(column >= since)

@@ -1,8 +1,10 @@
 """Where a list of Jobs is read from: for each condition an index; of several, that with the fewest rows.
 
-One index holds all Jobs that are not deleted by (site, app, state), and `counter` says which such *cells*
-there are. So a filter on these, or none at all, is a merge of a few ranges, whatever was deleted and whoever
-else has Jobs, and what it finds is counted already.
+`counter` says which *cells* (site, app, state) have Jobs, and one index holds all that are not deleted by
+(site, app, resting state). So a filter on these, or none at all, is a merge of a few ranges, whatever was
+deleted and whoever else has Jobs, and what it finds is counted already. Jobs that run stand where they
+rested last: they are few, for a Session holds them all, and passed over; those in a state of running alone
+are read from the Sessions.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from sqlalchemy import Connection
 
 from chappe.core.errors import NotFound
 from chappe.core.ids import check_id
-from chappe.core.states import PHASE, State
+from chappe.core.states import PHASE, RUNNABLE, Phase, State
 from chappe.store.dialect import sql
 from chappe.store.principal import Principal
 from chappe.store.select import after_all
@@ -39,12 +41,18 @@ CELLS = sql("""
     SELECT site, app, state, count FROM counter WHERE project = :project AND count > 0""")
 
 OF_CELLS = sql("""
-    SELECT j.value FROM rows(:cells, site int, app text, state text) c
+    SELECT j.value FROM rows(:cells, site int, app text, resting text, resting_only int) c
     CROSS JOIN each(
         SELECT i.n FROM job i WHERE i.project = :project AND COALESCE(i.site, 0) = c.site
-        AND COALESCE(i.app, '') = c.app AND i.state = c.state AND i.phase <> 'deleted'
+        AND COALESCE(i.app, '') = c.app AND i.resting = c.resting
+        AND (c.resting_only = 0 OR i.state = c.resting)
         AND i.n < :below ORDER BY i.n DESC LIMIT :most
     )each j ORDER BY j.value DESC LIMIT :most""")
+
+#: What runs, and what was granted.
+OF_LEASED = sql("""
+    SELECT n FROM job WHERE project = :project AND session IS NOT NULL AND n < :below
+    ORDER BY n DESC LIMIT :most""")
 
 OF_TAG = sql("""
     SELECT job FROM tag WHERE project = :project AND k = :k AND v = :v AND job < :below
@@ -81,6 +89,9 @@ CHILDREN = sql("SELECT count(*) FROM (SELECT 1 FROM edge WHERE parent = :parent 
 NAMED = sql("""
     SELECT count(*) FROM (SELECT 1 FROM job WHERE project = :project AND name = :name
                           LIMIT :most) found""")
+LEASED = sql("""
+    SELECT count(*) FROM (SELECT 1 FROM job WHERE project = :project AND session IS NOT NULL
+                          LIMIT :most) found""")
 HELD = sql("""
     SELECT count(*) FROM (SELECT 1 FROM job WHERE project = :project AND held_at IS NOT NULL
                           LIMIT :most) found""")
@@ -114,7 +125,7 @@ class Cell(NamedTuple):
 
 def source_of(conn: Connection, p: Principal, f: JobFilter, cells: list[Cell]) -> Source:
     """The source with the fewest rows, as far as that is known cheaply."""
-    base = _cell_source(conn, p, cells)
+    base = _cell_source(conn, p, f, cells)
     if base.size <= FEW:
         return base
     best = base
@@ -151,8 +162,15 @@ def site_n(conn: Connection, p: Principal, site: str) -> int:
     raise NotFound(f"there is no site {site[:60]!r} (there are: {names})", field="site")
 
 
-def _cell_source(conn: Connection, p: Principal, cells: list[Cell]) -> Source:
-    keys = to_json([cell[:3] for cell in cells])
+def _cell_source(conn: Connection, p: Principal, f: JobFilter, cells: list[Cell]) -> Source:
+    of_all = f.state is None and f.phase is None
+    if not of_all and all(PHASE[State(cell.state)] is Phase.RUNNING for cell in cells):
+        return _counted(conn, OF_LEASED, LEASED, project=p.project_n)
+    ranges = set()
+    for site, app, state, _ in cells:
+        runs = PHASE[State(state)] is Phase.RUNNING
+        ranges |= {(site, app, resting) for resting in (RUNNABLE if runs else (state,))}
+    keys = to_json([(*key, 0 if of_all else 1) for key in sorted(ranges)])
     size = sum(cell.jobs for cell in cells)
     return _keyset(conn, OF_CELLS, size, OF_CELL, project=p.project_n, cells=keys)
 

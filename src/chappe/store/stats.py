@@ -31,11 +31,11 @@ BY = ("site", "app")
 
 MANY = sql(f"""
     SELECT count(*) FROM (SELECT 1 FROM job WHERE project = :project AND {ENDED}
-        AND changed_at >= :since AND changed_at < :until LIMIT :most) found""")
+        AND ended_at >= :since AND ended_at < :until LIMIT :most) found""")
 
 CHOSEN = sql(f"""
     SELECT n FROM job WHERE project = :project AND {ENDED}
-        AND changed_at >= :since AND changed_at < :until AND n % :one_in = 0 LIMIT :most""")
+        AND ended_at >= :since AND ended_at < :until AND n % :one_in = 0 LIMIT :most""")
 
 JOBS = sql("""
     SELECT job.n, job.phase, job.shape, COALESCE(site.id, '') AS site, COALESCE(job.app, '') AS app

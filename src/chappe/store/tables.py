@@ -194,10 +194,17 @@ def _partial(name: str, *columns: str | sa.TextClause, where: str) -> Index:
 
 
 #: Whether a Job has ended, whatever the way: what `ended_since` looks through.
-ENDED = "phase IN ('finished', 'failed', 'cancelled')"
+ENDED = "resting IN ('JOB_FINISHED', 'FAILED', 'CANCELLED')"
 
-#: Whether a Job can be granted at this moment: the predicate of the index that acquire walks.
-WAITS = "phase = 'runnable' AND session IS NULL AND not_before IS NULL AND held_at IS NULL"
+#: Whether a Job can be granted at this moment: the predicate of the index that acquire walks. (What runs has
+#: a Session.)
+WAITS = (
+    "resting IN ('PREPROCESSED', 'RESTART_READY') AND session IS NULL AND not_before IS NULL "
+    "AND held_at IS NULL"
+)
+
+# No index holds, nor any predicate asks for, what changes when a Job starts: its state, phase, attempt and
+# changed_at. Each index that did would be rewritten at each start, and PostgreSQL would rewrite all of them.
 
 job = Table(
     "job",
@@ -232,6 +239,11 @@ job = Table(
     Column("spec", Text, nullable=False),
     Column("held_at", Float),
     Column("updated_at", Float),
+    # The state in which it last did not run: that of a Job that runs is the one it was started from. None
+    # for a tombstone.
+    Column("resting", Text),
+    # When it ended, or was deleted.
+    Column("ended_at", Float),
     sa.UniqueConstraint("project", "id"),
     CheckConstraint(
         f"phase = 'deleted' OR phase = COALESCE(CASE state {PHASE_OF_STATE} END, '')", name="phase"
@@ -239,21 +251,21 @@ job = Table(
     CheckConstraint(f"session IS NULL OR state IN ({LEASABLE})", name="leased"),
     CheckConstraint("waiting_parents >= 0", name="parents"),
     _partial("ix_job_waiting", "shape", sa.text("priority DESC"), "n", where=WAITS),
-    _partial("ix_job_session", "session", where="session IS NOT NULL"),
+    _partial("ix_job_session", "project", "session", where="session IS NOT NULL"),
     _partial(
         "ix_job_list",
         "project",
         sa.text("COALESCE(site, 0)"),
         sa.text("COALESCE(app, '')"),
-        "state",
+        "resting",
         "n",
-        where="phase <> 'deleted'",
+        where="resting IS NOT NULL",
     ),
-    # Tombstones are left in: a condition on the phase would have it rewritten at every change of state.
+    # Tombstones are left in, so that nothing ever rewrites it.
     Index("ix_job_name", "project", "name", "n"),
-    _partial("ix_job_ended", "project", "changed_at", "n", where=ENDED),
+    _partial("ix_job_ended", "project", "ended_at", "n", where=ENDED),
     _partial("ix_job_held", "project", "n", where="held_at IS NOT NULL"),
-    _partial("ix_job_tombstone", "changed_at", where="phase = 'deleted'"),
+    _partial("ix_job_tombstone", "ended_at", where="resting IS NULL"),
     _partial("ix_job_not_before", "not_before", where="not_before IS NOT NULL"),
 )
 

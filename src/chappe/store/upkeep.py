@@ -25,7 +25,7 @@ NEXT_DUE = sql("""
     SELECT min(not_before) FROM job WHERE not_before IS NOT NULL AND phase = 'runnable'""")
 
 TOMBSTONES = sql("""
-    DELETE FROM job WHERE n IN (SELECT n FROM job WHERE phase = 'deleted' AND changed_at < :limit
+    DELETE FROM job WHERE n IN (SELECT n FROM job WHERE resting IS NULL AND ended_at < :limit
     AND NOT EXISTS (SELECT 1 FROM edge JOIN job c ON c.n = edge.child
                     WHERE edge.parent = job.n AND c.phase <> 'deleted') LIMIT 1000) RETURNING n""")
 

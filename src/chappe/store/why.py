@@ -39,7 +39,7 @@ AHEAD = sql(f"""
 
 LEASED_SHAPES = sql("""
     SELECT shape.body, count(*) FROM session s JOIN site ON site.n = s.site
-    JOIN job ON job.session = s.n JOIN shape ON shape.n = job.shape
+    JOIN job ON job.project = s.project AND job.session = s.n JOIN shape ON shape.n = job.shape
     WHERE s.state <> 'dead' AND (CAST(:site AS text) IS NULL OR site.id = :site)
     GROUP BY shape.n, shape.body""")
 
