@@ -174,7 +174,7 @@ async def test_a_job_of_several_nodes_needs_a_command_for_its_ranks(site: RealSi
     (job,) = await site.submit([site.dir.spec("sh", text="echo", resources=Resources(nodes=2))])
     view = await site.reaches_final(job)
     assert view.outcome is not None
-    assert "[pilot] ranks" in view.outcome.message
+    assert "[launch] ranks" in view.outcome.message
 
 
 async def test_a_hand_that_is_killed_is_followed_by_another_and_jobs_go_on(site: RealSite) -> None:

@@ -22,6 +22,7 @@ from chappe.wire.sync import Grant, HeldJob
 
 if TYPE_CHECKING:
     from chappe.pilot.aftermath import After
+    from chappe.pilot.launchers.base import Launcher
 
 
 class Phase(IntEnum):
@@ -61,8 +62,8 @@ class Holding:
     `limit_s`, and is not begun with less than `least_s` left. `ending` is why it shall not go on, "" while
     it shall; `slot` its room on its nodes; `verified` what its submission was found to be; `result` the
     path of the file it is to leave; `after` what its end is judged by, if it is more than an exit status;
-    `parameters` those that its preprocess hook set, once it was `preprocessed`; `request_no` the request
-    whose answer brought it."""
+    `started_by` the launcher of its ranks; `parameters` those that its preprocess hook set, once it was
+    `preprocessed`; `request_no` the request whose answer brought it."""
 
     __slots__ = (
         "after",
@@ -90,6 +91,7 @@ class Holding:
         "slot",
         "spec",
         "started_at",
+        "started_by",
         "submission",
         "takeover_s",
         "time_s",
@@ -114,6 +116,7 @@ class Holding:
         self.orphan = False
         self.ending = ""
         self.started_at: float | None = None
+        self.started_by: Launcher | None = None
         self.slot: Slot | None = None
         self.parents_file = ""
         self.result = ""

@@ -1,8 +1,9 @@
 """The nodes of an allocation: what they are called, and how a hand is started on each.
 
 The head runs on the first. How the others are reached is the machine's business, and behind one interface:
-by a command of the Site's choice (the scheduler's own `srun`, or `ssh`), or, with the `local` scheduler, not
-at all: then each node is a share of this machine, with a name and a loopback address of its own.
+by a launcher that we know (the scheduler's own `srun`, or `ssh`), by a command of the Site's own, or, with
+the `local` scheduler, not at all: then each node is a share of this machine, with a name and a loopback
+address of its own.
 """
 
 from __future__ import annotations
@@ -11,22 +12,30 @@ import asyncio
 import os
 from asyncio.subprocess import Process
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Literal, Protocol
 
 import msgspec
 
 from chappe.core.errors import Invalid, Unavailable
+from chappe.pilot.launchers.allocation import Found, nodes
+from chappe.pilot.launchers.base import HandRequest
+from chappe.pilot.launchers.choose import AUTO, Choice, for_hands, this_machine
 from chappe.pilot.procs import find_marked
 from chappe.pilot.topology import Topology
 
 _LIST_S = 60.0
+_HAND_ENV = ("CHAPPE_SESSION", "CHAPPE_NODE", "PATH", "LD_LIBRARY_PATH")
+"""What a hand is given where its launcher takes no variables along."""
 
 
 class HostsOptions(msgspec.Struct, frozen=True):
     """The `hosts` of session.json. `kind` "": one node. For `command`, `names` prints the names of all
-    nodes, one to a line, and `start` runs what follows it on `{node}`."""
+    nodes, one to a line, and `start` runs what follows it on `{node}`. For `launcher` the scheduler's
+    variables name them, and `launcher` reaches them ("auto": the one that is found)."""
 
-    kind: Literal["", "emulated", "command"] = ""
+    kind: Literal["", "emulated", "command", "launcher"] = ""
+    launcher: str = AUTO
     nodes: int = 1
     names: tuple[str, ...] = ()
     start: tuple[str, ...] = ()
@@ -54,6 +63,11 @@ async def find(options: HostsOptions, session: str) -> Hosts | None:
     """The nodes of this allocation; None when there is one. Raises Invalid, Unavailable."""
     if options.kind == "emulated" and options.nodes > 1:
         return Emulated(session, options.nodes)
+    if options.kind == "launcher":
+        found = nodes(os.environ, _read)
+        return (
+            Launched(found, for_hands(options.launcher, this_machine())) if len(found) > 1 else None
+        )
     if options.kind != "command":
         return None
     names = await _list(options.names)
@@ -64,7 +78,7 @@ def known(options: HostsOptions, session: str, node: str) -> Hosts:
     """The same, for a hand, which knows only its own name."""
     if options.kind == "emulated":
         return Emulated(session, options.nodes)
-    return Commanded([node], options.start)
+    return Remote([node])
 
 
 class Emulated:
@@ -95,19 +109,15 @@ class Emulated:
         return f"127.0.0.{2 + self.names.index(node) % 250}"
 
 
-class Commanded:
-    """Nodes that a command of the Site reaches: `srun`, `ssh`."""
+class Remote:
+    """Machines of their own; as a hand sees them, which starts no others."""
 
-    def __init__(self, names: Sequence[str], start: Sequence[str]) -> None:
-        if not any("{node}" in word for word in start):
-            raise Invalid("the command that starts hands must name the {node}", field="pilot.hands")
+    def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self._start = start
 
     async def start(self, node: str, argv: Sequence[str], log: IO[bytes]) -> Process:
-        """By the command, with the hand's own behind it."""
-        words = [word.replace("{node}", node) for word in self._start]
-        return await _start([*words, *argv], _env(node), log)
+        """Not for a hand. Raises OSError."""
+        raise OSError(f"nothing here reaches {node}")
 
     def gone(self, node: str) -> bool:
         """The scheduler alone could say so."""
@@ -120,6 +130,56 @@ class Commanded:
     def address(self, node: str) -> str | None:
         """Whichever reaches the head."""
         return None
+
+
+class Commanded(Remote):
+    """Nodes that a command of the Site's own reaches."""
+
+    def __init__(self, names: Sequence[str], start: Sequence[str]) -> None:
+        if not any("{node}" in word for word in start):
+            raise Invalid("the command that starts hands must name the {node}", field="pilot.hands")
+        super().__init__(names)
+        self._start = start
+
+    async def start(self, node: str, argv: Sequence[str], log: IO[bytes]) -> Process:
+        """By the command, with the hand's own behind it."""
+        words = [word.replace("{node}", node) for word in self._start]
+        return await _start([*words, *argv], _env(node), log)
+
+
+class Launched(Remote):
+    """Nodes that a launcher reaches."""
+
+    def __init__(self, found: Sequence[Found], choice: Choice) -> None:
+        super().__init__(_own_first([one.name for one in found]))
+        self._positions = {one.name: one.position for one in found}
+        self._choice = choice
+        if choice.launcher.hand is None:
+            raise Invalid(
+                f"{choice.launcher.title} starts no hands: srun, pbsdsh, flux, pals and ssh do",
+                field="launch.hands",
+            )
+
+    async def start(self, node: str, argv: Sequence[str], log: IO[bytes]) -> Process:
+        """By the launcher, with the marks of our Session."""
+        hand = self._choice.launcher.hand
+        if hand is None:
+            raise OSError(f"{self._choice.launcher.title} starts no hands")
+        env = _env(node)
+        marks = {name: env[name] for name in _HAND_ENV if name in env}
+        request = HandRequest(self._choice.program, node, self._positions[node], argv, marks)
+        return await _start(hand(request), env, log)
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+def _own_first(names: Sequence[str]) -> list[str]:
+    """The node that we are on before the others."""
+    own = os.uname().nodename
+    mine = next((n for n in names if n == own or n.split(".")[0] == own.split(".")[0]), names[0])
+    return [mine, *(name for name in names if name != mine)]
 
 
 def _env(node: str) -> Mapping[str, str]:
@@ -150,6 +210,4 @@ async def _list(command: Sequence[str]) -> list[str]:
     names = list(dict.fromkeys(out.decode(errors="replace").split()))
     if process.returncode != 0 or not names:
         raise Unavailable(f"{list(command)} ended with {process.returncode} and named {names}")
-    own = os.uname().nodename
-    mine = next((n for n in names if n == own or n.split(".")[0] == own.split(".")[0]), names[0])
-    return [mine, *(name for name in names if name != mine)]
+    return _own_first(names)

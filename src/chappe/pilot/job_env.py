@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from chappe.core.jobs import Resources
-from chappe.pilot.placement import Slot
+from chappe.pilot.nodes import Share
 from chappe.pilot.session import Session
 from chappe.pilot.topology import VARIABLES
 
@@ -34,12 +34,11 @@ def resource_env(resources: Resources) -> dict[str, str]:
     return env
 
 
-def gpu_env(slot: Slot) -> dict[str, str]:
+def gpu_env(share: Share) -> dict[str, str]:
     """Which GPUs of its node a Job may see: those that it asked for, and no other."""
-    mine = slot.shares[0].gpus
     env: dict[str, list[str]] = {}
-    for gpu in slot.node.topology.gpus:
+    for gpu in share.node.topology.gpus:
         seen = env.setdefault(VARIABLES[gpu.vendor], [])
-        if gpu.uuid in mine:
+        if gpu.uuid in share.gpus:
             seen.append(gpu.uuid)
     return {name: ",".join(uuids) for name, uuids in env.items()}

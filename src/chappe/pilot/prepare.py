@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ from chappe.pilot.aftermath import After, Judged, judge
 from chappe.pilot.holding import Holding
 from chappe.pilot.launch_wire import Ended, Task
 from chappe.pilot.outcomes import Failed, Order, Outcome, Postponed, Prepared, Refused
+from chappe.pilot.ranks import Starter
 from chappe.pilot.session import Session
 from chappe.pilot.shelf import Codes, Shelf
 from chappe.pilot.tasks import Tasks, after_of, where
@@ -41,6 +43,7 @@ class Preparer:
     def __init__(self, session: Session, directory: Path) -> None:
         site = Path(session.site_dir)
         self._codes = Codes(directory)
+        self._starter = Starter(session)
         self._session = session
         self._data = session.data
         self._trusted = TrustedKeys(site / "trusted_keys")
@@ -80,6 +83,10 @@ class Preparer:
             spec = msgspec.json.decode(holding.spec, type=JobSpec)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return
+        with suppress(
+            Invalid
+        ):  # the owner has changed the launcher's name since: then its words say nothing
+            holding.started_by = self._starter.launcher(spec.resources)
         if spec.function is not None:
             holding.result = MISSING
             return
@@ -105,7 +112,7 @@ class Preparer:
             apps,
             trusted,
             now,
-            Tasks(self._session, self._codes, self._changed),
+            Tasks(self._session, self._codes, self._changed, self._starter),
         )
 
 

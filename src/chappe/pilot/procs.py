@@ -97,10 +97,12 @@ def mark_of(pid: int, session: str, node: str = "") -> Marked | None:
     data = b"\0" + _environ(pid)
     if b"\0CHAPPE_SESSION=" + session.encode() + b"\0" not in data:
         return None
-    if node and _value(data, b"CHAPPE_NODE") != node:
-        return None
     epoch = _value(data, b"CHAPPE_EPOCH")
-    return Marked(pid, _value(data, b"CHAPPE_JOB_ID"), int(epoch) if epoch.isdigit() else 0)
+    mark = Marked(pid, _value(data, b"CHAPPE_JOB_ID"), int(epoch) if epoch.isdigit() else 0)
+    own = _value(data, b"CHAPPE_NODE")
+    # A launcher of another node started it: then it is a rank, on a machine of its own, and bears no name.
+    here = own == node or (not own and of_a_job(mark))
+    return mark if here or not node else None
 
 
 def find_marked(session: str, node: str = "") -> list[Marked]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -33,6 +33,16 @@ class SessionProblem(Invalid):
     default_code = "session_problem"
 
 
+class LaunchOptions(msgspec.Struct, frozen=True):
+    """How the ranks of Jobs are started (`[launch]` in site.toml): by which launcher ("auto": the one that is
+    found), bound to what on nodes that are a Job's alone, with which words more. Without a name the command
+    of a Job is started once, on one node."""
+
+    ranks: str = ""
+    binding: Literal["none", "core", "numa"] = "none"
+    args: tuple[str, ...] = ()
+
+
 class Options(msgspec.Struct, frozen=True):
     """How a pilot uses its node (`[pilot]` in site.toml). 0 means: as much as there is, or never.
 
@@ -41,7 +51,7 @@ class Options(msgspec.Struct, frozen=True):
     SIGTERM the allocation ends within `kill_s`; 0: when its Jobs have ended. `head_grace_s` is how long the
     launcher keeps Jobs for a restarted pilot. `topology` names a file that says what the node is made of
     (empty: the kernel is asked); `named` is all that the Site has of its own countable resources. `ranks` is
-    the command that starts the ranks of a Job, with a host file of a `host_line` for each node.
+    the Site's own command that starts the ranks of a Job, with a host file of a `host_line` for each node.
     `umask` is that of Jobs, and of the directories made for them.
     """
 
@@ -57,6 +67,7 @@ class Options(msgspec.Struct, frozen=True):
     ranks: tuple[str, ...] = ()
     host_line: str = "{node}:{ranks}"
     umask: Annotated[int, Meta(ge=0, le=0o777)] = 0o077
+    launch: LaunchOptions = LaunchOptions()
 
 
 class Session(HidesToken, msgspec.Struct, frozen=True):

@@ -21,13 +21,14 @@ from chappe.link.functions import SHARED, FunctionEnvironment
 from chappe.link.joblogs import directory, names
 from chappe.link.templates import Context
 from chappe.link.values import MISSING
-from chappe.pilot import places, ranks
+from chappe.pilot import places
 from chappe.pilot.aftermath import After
 from chappe.pilot.directories import Directories
 from chappe.pilot.holding import Holding
 from chappe.pilot.job_env import gpu_env, resource_env
 from chappe.pilot.launch_wire import Call, Care, Hook, Task
 from chappe.pilot.outcomes import Order
+from chappe.pilot.ranks import Starter
 from chappe.pilot.scratch import scratch_of
 from chappe.pilot.session import Session
 from chappe.pilot.shelf import Codes
@@ -38,8 +39,11 @@ _RAW_FILES = Files()
 class Tasks:
     """Makes the tasks of one batch."""
 
-    def __init__(self, session: Session, codes: Codes, changed: ChangedParameters) -> None:
+    def __init__(
+        self, session: Session, codes: Codes, changed: ChangedParameters, starter: Starter
+    ) -> None:
         self._session = session
+        self._starter = starter
         self._codes = codes
         self._changed = changed
         self._data = session.data
@@ -73,7 +77,7 @@ class Tasks:
         env["CHAPPE_WORKDIR"] = cwd
         env |= resource_env(resources)
         if slot is not None:
-            env |= gpu_env(slot)
+            env |= gpu_env(slot.shares[0])
         if h.parents_file:
             env["CHAPPE_PARENTS"] = h.parents_file
         if files.result is not None:
@@ -81,9 +85,9 @@ class Tasks:
         if h.after is not None and h.after.scratch:
             env["CHAPPE_SCRATCH"] = h.after.scratch
         if slot is not None:
-            hosts = [share.node.name for share in slot.shares]
             hostfile = f"{cwd}/{h.job}.{h.attempt}.hosts"
-            argv = ranks.command(argv, self._session.options, resources, hosts, hostfile)
+            argv, env = self._starter.start(argv, env, resources, slot, hostfile)
+            h.started_by = self._starter.launcher(resources)
         logs = names(h.job, h.attempt, workdir, files)
         call = None
         if spec.function is not None and admitted.environment is not None:

@@ -177,10 +177,24 @@ def _agent(paths: SitePaths) -> Iterator[Finding]:
 
 
 async def _outside(paths: SitePaths, config: SiteConfig) -> list[Finding]:
-    hub, scheduler, functions = await asyncio.gather(
-        _hub(paths, config), _scheduler(paths, config), _functions(config)
+    hub, scheduler, launchers, functions = await asyncio.gather(
+        _hub(paths, config), _scheduler(paths, config), _launchers(config), _functions(config)
     )
-    return [*hub, scheduler, *functions]
+    return [*hub, scheduler, *launchers, *functions]
+
+
+async def _launchers(config: SiteConfig) -> list[Finding]:
+    """What starts hands and ranks, as it looks from this node."""
+    local = config.scheduler.kind == "local"
+    hands = "" if local or config.pilot.hands else config.launch.hands
+    ranks = "" if config.pilot.ranks else config.launch.ranks
+    options = [f"--hands={hands}", f"--ranks={ranks}", f"--scheduler={config.scheduler.kind}"]
+    ran = await run([sys.executable, "-P", "-m", "chappe.pilot.launchers", *options])
+    if ran.exit_code != 0:
+        said = (ran.stderr.strip().splitlines() or ["it failed"])[-1]
+        remedy = "correct [launch] in site.toml"
+        return [Finding(Level.ERROR, f"launchers: {said[-300:]}", remedy)]
+    return [Finding(Level.OK, told) for told in msgspec.json.decode(ran.stdout, type=list[str])]
 
 
 async def _functions(config: SiteConfig) -> list[Finding]:

@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -196,21 +196,21 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         list[str],
         Meta(
             description="Command that prints the names of an allocation's nodes, one to a line: "
-            '["scontrol", "show", "hostnames"]. Empty: one node.'
+            '["scontrol", "show", "hostnames"]. Empty: the scheduler\'s variables name them.'
         ),
     ] = []
     hands: Annotated[
         list[str],
         Meta(
-            description="Command that runs what follows it on a further node of the allocation: "
+            description="Command of your own that runs what follows it on a further node of the allocation: "
             '["ssh", "{node}"]. Needed with `node_names`.'
         ),
     ] = []
     ranks: Annotated[
         list[str],
         Meta(
-            description="Command that starts the ranks of a Job, whose own command follows it. It may use "
-            "{ranks}, {ranks_per_node}, {threads}, {nodes}, {hosts} and {hostfile}: "
+            description="Your own command that starts the ranks of a Job, whose command follows it. It may "
+            "use {ranks}, {ranks_per_node}, {threads}, {nodes}, {hosts} and {hostfile}: "
             '["mpiexec", "-n", "{ranks}", "-f", "{hostfile}"].'
         ),
     ] = []
@@ -251,6 +251,39 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = {}
 
 
+class LaunchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How processes come to the nodes of an allocation; `chappe site check` explains what `auto` is."""
+
+    hands: Annotated[
+        str,
+        Meta(
+            pattern="^[a-z]*$",
+            description="Launcher that starts a pilot's hand on each further node: srun, pbsdsh, flux, pals, "
+            "ssh, or auto. [pilot] hands overrides it. Empty: only the first node is used.",
+        ),
+    ] = "auto"
+    ranks: Annotated[
+        str,
+        Meta(
+            pattern="^[a-z]+$",
+            description="Launcher that starts the ranks of a Job: srun, openmpi, hydra, intelmpi, pals, "
+            "jsrun, flux, fork (the command is started once, on one node), or auto. [pilot] ranks "
+            "overrides it.",
+        ),
+    ] = "auto"
+    binding: Annotated[
+        Literal["none", "core", "numa"],
+        Meta(
+            description="What ranks are bound to where a Job has whole nodes: none, core (as many as a rank "
+            "has threads) or numa."
+        ),
+    ] = "none"
+    args: Annotated[
+        list[str],
+        Meta(description='Further words for the launcher of ranks: ["--mpi=pmix"].'),
+    ] = []
+
+
 class ResourcesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What else Jobs can ask this Site for."""
 
@@ -271,6 +304,7 @@ class SiteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scheduler: SchedulerConfig = SchedulerConfig()
     policy: Policy = Policy()
     pilot: PilotConfig = PilotConfig()
+    launch: LaunchConfig = LaunchConfig()
     resources: ResourcesConfig = ResourcesConfig()
     functions: FunctionRules = FunctionRules()
 
@@ -401,6 +435,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "scheduler": SchedulerConfig,
     "policy": Policy,
     "pilot": PilotConfig,
+    "launch": LaunchConfig,
     "resources": ResourcesConfig,
     "functions": FunctionRules,
 }

@@ -76,6 +76,11 @@ def write_session(
             "named": config.resources.named,
             "ranks": pilot.ranks,
             "host_line": pilot.host_line,
+            "launch": {
+                "ranks": config.launch.ranks,
+                "binding": config.launch.binding,
+                "args": config.launch.args,
+            },
         },
         "functions": config.functions,
         "hosts": _hosts(config, intent),
@@ -87,9 +92,11 @@ def _hosts(config: SiteConfig, intent: BatchJobIntent) -> dict[str, object]:
     """How the pilot finds the nodes of its allocation, and starts hands on them."""
     if config.scheduler.kind == "local":
         return {"kind": "emulated", "nodes": intent.nodes} if intent.nodes > 1 else {}
-    if not config.pilot.hands:
+    if config.pilot.hands:
+        return {"kind": "command", "names": config.pilot.node_names, "start": config.pilot.hands}
+    if not config.launch.hands:
         return {}
-    return {"kind": "command", "names": config.pilot.node_names, "start": config.pilot.hands}
+    return {"kind": "launcher", "launcher": config.launch.hands}
 
 
 def write_script(
