@@ -24,6 +24,13 @@ class Timed(NamedTuple):
     taken_s: float
 
 
+class Span(NamedTuple):
+    """When a call began and ended, by time.perf_counter."""
+
+    began: float
+    ended: float
+
+
 class PilotLike:
     """Numbers requests and reports as a pilot does; remembers what it holds."""
 
@@ -35,6 +42,7 @@ class PilotLike:
         self._seen = (0, 0)
         self._held: dict[str, HeldJob] = {}
         self._submissions: list[str] = []
+        self.last_call = Span(0.0, 0.0)
 
     def acquire(self, most: int) -> tuple[list[Grant], float]:
         """Ask for `most` Jobs of one core or two; the grants, and the seconds it took."""
@@ -100,7 +108,7 @@ class PilotLike:
         )
         began = time.perf_counter()
         reply = self._call(request)
-        taken_s = time.perf_counter() - began
+        self.last_call = Span(began, time.perf_counter())
         assert not reply.unknown, reply.unknown[:3]
         self._seen = (reply.incarnation, reply.commit_no)
-        return Timed(reply, taken_s)
+        return Timed(reply, self.last_call.ended - began)

@@ -85,9 +85,9 @@ def hub(directory: Path, **options: Any) -> Iterator[HubProcess]:
 
 
 class Bed:
-    """A Site with the App `true` and one Session, registered over HTTP; no agent, no pilot."""
+    """A Site with the App `true` and Sessions, registered over HTTP; no agent, no pilot."""
 
-    def __init__(self, running: HubProcess, stack: ExitStack) -> None:
+    def __init__(self, running: HubProcess, stack: ExitStack, pilots: int) -> None:
         self.hub = running
         self.user = stack.enter_context(running.wire())
         site = self.user.ask("POST", "/v1/sites", NewSite(new_id(), "bench"), NewSiteReply)
@@ -96,16 +96,21 @@ class Bed:
         agent.send("PUT", f"/v1/sites/{site.id}/apps", msgspec.json.encode(apps))
         hello = AgentHello(new_id(), "here")
         agent.send("POST", f"/v1/sites/{site.id}/agent", msgspec.json.encode(hello))
-        batch = agent.ask("POST", "/v1/batch-jobs", NewBatchJob(new_id(), site.id), BatchJobView)
+        self.site_id = site.id
+        self.pilots = [self._pilot(agent, stack) for _ in range(pilots)]
+        self.pilot = self.pilots[0]
+        self.maker = Maker(running.key_file, running.running.project, site.id)
+
+    def _pilot(self, agent: Wire, stack: ExitStack) -> PilotLike:
+        new = NewBatchJob(new_id(), self.site_id)
+        batch = agent.ask("POST", "/v1/batch-jobs", new, BatchJobView)
         session = agent.ask("POST", "/v1/sessions", NewSession(new_id(), batch.id), NewSessionReply)
-        pilot = stack.enter_context(running.wire(session.token))
+        pilot = stack.enter_context(self.hub.wire(session.token))
 
         def call(request: SyncRequest) -> SyncReply:
             return pilot.ask("POST", "/v1/sync", request, SyncReply)
 
-        self.site_id = site.id
-        self.pilot = PilotLike(session.id, call)
-        self.maker = Maker(running.key_file, running.running.project, site.id)
+        return PilotLike(session.id, call)
 
     def create(self, body: bytes) -> CreateReply:
         """Post Jobs that were made before."""
@@ -113,8 +118,8 @@ class Bed:
 
 
 @contextmanager
-def bed(directory: Path, **options: Any) -> Iterator[Bed]:
-    """A Hub with a Site and a Session of ours. `options` are the Hub's."""
+def bed(directory: Path, pilots: int = 1, **options: Any) -> Iterator[Bed]:
+    """A Hub with a Site and Sessions of ours. `options` are the Hub's."""
     with ExitStack() as stack:
         running = stack.enter_context(hub(directory, **options))
-        yield Bed(running, stack)
+        yield Bed(running, stack, pilots)

@@ -78,6 +78,8 @@ class Room:
         used = used or {}
         self._named = {name: have - used.get(name, 0) for name, have in cap.named.items()}
         self.left = most
+        #: The Shape that was last found to have no room: rooms only shrink.
+        self._full: Shape | None = None
 
     def take(self, shape: Shape) -> bool:
         """Reserve room for one Job of `shape`; False when there is none (now)."""
@@ -122,7 +124,9 @@ class Room:
         return min(self.left, max(0, most))
 
     def _has_named(self, shape: Shape) -> bool:
-        return all(self._named.get(name, 0) >= count for name, count in shape.named)
+        return not shape.named or all(
+            self._named.get(name, 0) >= count for name, count in shape.named
+        )
 
     def _spend(self, shape: Shape) -> None:
         self.left -= 1
@@ -132,11 +136,14 @@ class Room:
     def _find(self, shape: Shape) -> list[_Rooms]:
         """Where the Job's nodes are, one entry a node; empty when it does not fit."""
         found: list[_Rooms] = []
+        if shape is self._full:
+            return found
         for rooms in self._rooms:
             if rooms.fits(shape):
                 found += [rooms] * min(rooms.count, shape.nodes - len(found))
                 if len(found) == shape.nodes:
                     return found
+        self._full = shape
         return []
 
     def _split(self, rooms: _Rooms, shape: Shape) -> None:

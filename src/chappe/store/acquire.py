@@ -64,10 +64,11 @@ def acquire_grants(tx: Tx, p: Principal, session: Any, req: SyncRequest, reply: 
     chosen = choose(tx, p.site_n, capacity)
     if not chosen:
         return
+    for shape_n, count in Counter(entry.n for entry, _ in chosen).items():
+        tx.waiting(shape_n, -count)
     ns, moved = [], []
-    for entry, head in chosen:
+    for _, head in chosen:
         n, _, state, app, site, _ = head
-        tx.waiting(entry.n, -1)
         if site != p.site_n:
             tx.count(p.project_n, site or 0, app or "", state, -1)
             tx.count(p.project_n, p.site_n, app or "", state, 1)
