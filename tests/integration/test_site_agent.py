@@ -20,8 +20,9 @@ from chappe.link import journal, spool
 from chappe.link.clock import new_id
 from chappe.link.ledger import Ledger
 from chappe.site import agent, daemon
-from chappe.site.check import Level, check_site
+from chappe.site.check import check_site
 from chappe.site.daemon import StartFailed
+from chappe.site.finding import Level
 from chappe.site.init import DirectoryInUse, HubAccess, init_site
 from chappe.site.status import AgentRunning, Presence
 from chappe.wire.sites import BatchJobIntent

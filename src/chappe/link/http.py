@@ -8,6 +8,7 @@ nothing else. TLS only (plain http is possible to this machine itself); proxies 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -34,7 +35,16 @@ from chappe.link.transport import (
 )
 from chappe.wire.events import Event, EventPage
 
-__all__ = ["NO_RETRY", "RETRY", "Answer", "BadReply", "HubClient", "Params", "RetryPolicy"]
+__all__ = [
+    "NO_RETRY",
+    "RETRY",
+    "Answer",
+    "BadReply",
+    "HubClient",
+    "Params",
+    "Request",
+    "RetryPolicy",
+]
 
 T = TypeVar("T")
 Params = Mapping[str, str | int | float | bool | Sequence[str] | None]
@@ -61,7 +71,8 @@ class HubClient:
     """Speaks with one Hub under one token. For one event loop; use it as an async context manager.
 
     `ca_file` is trusted beside the system's CAs. `timeout_s` bounds one try as a whole; a long poll needs
-    its `wait_s` and some more. Raises Invalid for a url or a file that cannot be used.
+    its `wait_s` and some more. With `pinned` only that counts for whom to trust, and no proxy stands in
+    between. Raises Invalid for a url or a file that cannot be used.
     """
 
     def __init__(
@@ -72,6 +83,7 @@ class HubClient:
         ca_file: str | Path | None = None,
         user_agent: str = "chappe",
         timeout_s: float = 60.0,
+        pinned: ssl.SSLContext | None = None,
     ) -> None:
         self.url = checked_url(url)
         self._timeout_s = timeout_s
@@ -81,7 +93,8 @@ class HubClient:
         try:
             self._http = httpx2.AsyncClient(
                 headers=headers,
-                verify=tls_context(ca_file),
+                verify=pinned or tls_context(ca_file),
+                trust_env=pinned is None,
                 # The whole try is bounded in `_try`: a timeout per read would cost CPU on each call.
                 timeout=httpx2.Timeout(None, connect=_CONNECT_S),
                 limits=httpx2.Limits(
@@ -185,7 +198,7 @@ class HubClient:
     ) -> Answer:
         """Like `request`, and the reply comes back as it is."""
         content = msgspec.json.encode(body) if isinstance(body, msgspec.Struct) else body
-        request = _Request(method, self.url + path, content, _query(params), media)
+        request = Request(method, path, content, _query(params), media)
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         began = boottime()
         failures = 0
@@ -200,7 +213,7 @@ class HubClient:
             else:
                 if 200 <= answer.status < 300:
                     return answer
-                error = error_of(request.url, answer.status, answer.data)
+                error = error_of(self.url + request.path, answer.status, answer.data)
                 if not error.transient:
                     raise error
                 after_s = retry_after_s(answer.headers)
@@ -210,7 +223,7 @@ class HubClient:
                 raise error
             await asyncio.sleep(pause_s)
 
-    async def _try(self, request: _Request, limit_s: float) -> Answer:
+    async def _try(self, request: Request, limit_s: float) -> Answer:
         """One request and its whole answer within `limit_s`. Raises Unavailable, BadReply."""
         parts: list[bytes] = []
         size = 0
@@ -220,7 +233,7 @@ class HubClient:
                 asyncio.timeout(limit_s),
                 self._http.stream(
                     request.method,
-                    request.url,
+                    self.url + request.path,
                     content=request.content,
                     params=request.query,
                     headers=headers,
@@ -229,7 +242,9 @@ class HubClient:
                 async for part in response.aiter_raw():
                     size += len(part)
                     if size > REPLY_BYTES:
-                        raise BadReply(f"{request.url}: the answer is longer than {REPLY_BYTES}")
+                        raise BadReply(
+                            f"{self.url}{request.path}: the answer is longer than {REPLY_BYTES}"
+                        )
                     parts.append(part)
                 return Answer(response.status_code, response.headers, b"".join(parts))
         except TimeoutError as e:
@@ -309,9 +324,11 @@ class HubClient:
             raise unreachable(self.url, e) from e
 
 
-class _Request(NamedTuple):
+class Request(NamedTuple):
+    """One request, as it is tried again and again."""
+
     method: str
-    url: str
+    path: str
     content: bytes | None
     query: dict[str, Any] | None
     media: str

@@ -70,6 +70,7 @@ class Contact:
         self._wakes: set[asyncio.Task[None]] = set()
         self._took_s = 0.0
         self._quiet_until = 0.0
+        self._reached = False
 
     def due(self) -> None:
         """There is something to say to the Hub."""
@@ -138,6 +139,10 @@ class Contact:
 
     def _read(self, sent: Sent, reply: SyncReply, began: float, wait_s: float) -> None:
         now = boottime()
+        if not self._reached:
+            # `chappe site check` looks for this line, or for the failures, to tell whether nodes have a way.
+            self._reached = True
+            self._log.info("hub.reached", url=self._hub.url)
         if wait_s == 0:
             self._took_s = now - began
         busy = self._answered(sent, reply)
@@ -147,6 +152,7 @@ class Contact:
     async def _recover(self, sent: Sent, error: ChappeError) -> bool:
         """After a failure: whether the same request is to be sent again."""
         now = boottime()
+        self._reached = False
         again_at = self._pacer.failed(now, random.random())  # noqa: S311 - jitter, not a secret
         self._log.warning(
             "sync.failed", error=error.message, code=error.code, again_s=again_at - now

@@ -13,18 +13,14 @@ either.
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
-import fcntl
 import os
-import socket
 import ssl
 import struct
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from chappe.core.errors import Unavailable
+from chappe.link import pinned
 from chappe.link.files import write_atomic
 from chappe.pilot.launch_wire import FRAME_BYTES, FrameError, HeadFrame, LauncherFrame
 from chappe.pilot.topology import Topology
@@ -33,8 +29,6 @@ FILE = "head.json"
 CERT = "hands-cert.pem"
 KEY = "hands-key.pem"
 _LENGTH = struct.Struct(">I")
-_VALID_DAYS = 400
-_SIOCGIFADDR = 0x8915
 
 
 class HeadPlace(msgspec.Struct, frozen=True):
@@ -103,64 +97,20 @@ async def _payload(reader: asyncio.StreamReader) -> bytes:
 
 def make_certificate(directory: Path, now: float) -> None:
     """Make the Session's certificate, unless it is there."""
-    if (directory / CERT).exists():
-        return
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Chappe session")])
-    begin = dt.datetime.fromtimestamp(now, dt.UTC)
-    cert = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        # A day back: the nodes' clocks may differ.
-        .not_valid_before(begin - dt.timedelta(days=1))
-        .not_valid_after(begin + dt.timedelta(days=_VALID_DAYS))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    # The certificate last: where it is, its key is too.
-    write_atomic(directory / KEY, private, 0o600)
-    write_atomic(directory / CERT, cert.public_bytes(serialization.Encoding.PEM), 0o600)
+    pinned.make_certificate(directory / CERT, directory / KEY, "Chappe session", now)
 
 
 def tls(directory: Path, *, server: bool) -> ssl.SSLContext:
     """The context of one side, which shows the Session's certificate and takes only that. Raises
     Unavailable."""
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        # The certificate is pinned; a node has many names.
-        context.check_hostname = False
+    if server:
+        context = pinned.server_context(directory / CERT, directory / KEY)
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(directory / CERT)
-        context.load_cert_chain(directory / CERT, directory / KEY)
-    except OSError as e:
-        raise Unavailable(f"the session's certificate in {directory} cannot be used: {e}") from e
+    else:
+        context = pinned.client_context()
+        pinned.show(context, directory / CERT, directory / KEY)
+    pinned.pin(context, directory / CERT)
     return context
-
-
-def addresses() -> list[str]:
-    """All IPv4 addresses that another node may reach: those that the interfaces have, as the kernel says."""
-    found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):  # an interface without an IPv4 address
-                request = struct.pack("256s", name.encode()[:15])
-                answer = fcntl.ioctl(asking.fileno(), _SIOCGIFADDR, request)
-                found.append(socket.inet_ntoa(answer[20:24]))
-    return [address for address in found if not address.startswith(("127.", "169.254."))]
 
 
 def write_place(directory: Path, place: HeadPlace) -> None:

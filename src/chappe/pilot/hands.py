@@ -19,6 +19,7 @@ from typing import Protocol
 from structlog.types import FilteringBoundLogger
 
 from chappe.core.errors import ChappeError
+from chappe.link import pinned
 from chappe.link.clock import boottime, now
 from chappe.pilot import hand_wire as wire
 from chappe.pilot.hand_wire import Hello
@@ -111,7 +112,7 @@ class Hands:
         everywhere = "0.0.0.0"  # noqa: S104
         self._server = await asyncio.start_server(self._serve, local or everywhere, 0, ssl=tls)
         port = self._server.sockets[0].getsockname()[1]
-        addresses = wire.addresses() if local is None else [local]
+        addresses = pinned.addresses() if local is None else [local]
         wire.write_place(self._directory, wire.HeadPlace(addresses, port))
 
     async def run(self) -> None:

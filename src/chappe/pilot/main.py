@@ -23,6 +23,7 @@ from chappe.link.clock import boottime, now
 from chappe.link.faults import arm_from_env
 from chappe.link.http import HubClient
 from chappe.link.journal import FILE
+from chappe.link.relayed import RelayedClient
 from chappe.pilot import session as sessions
 from chappe.pilot.head import EXIT_AGAIN, Head
 from chappe.pilot.hosts import Hosts
@@ -77,9 +78,7 @@ async def _run(
             # What we start bears the mark of our node; the others' is none of our business.
             os.environ["CHAPPE_NODE"] = hosts.names[0]
         placement = _placement(session, hosts)
-        async with HubClient(
-            session.url, token, ca_file=session.ca_file, user_agent="chappe-pilot"
-        ) as hub:
+        async with _hub(session, token) as hub:
             head = Head(session, directory, hub, journal, placement, lifetime, log, file, hosts)
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGTERM, head.sigterm)
@@ -96,6 +95,13 @@ async def _run(
         print(f"chappe.pilot: {type(e).__name__}: {e}", file=sys.stderr, flush=True)
         # Not by way of the interpreter's end, where asyncio would kill the launcher as our child.
         os._exit(EXIT_AGAIN)
+
+
+def _hub(session: Session, token: str) -> HubClient:
+    """The way to the Hub that session.json says."""
+    if session.relay is not None:
+        return RelayedClient(session.relay, token, user_agent="chappe-pilot")
+    return HubClient(session.url, token, ca_file=session.ca_file, user_agent="chappe-pilot")
 
 
 def _broken(head: Head, log: FilteringBoundLogger, context: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from chappe.core.hidden import HidesToken
 from chappe.core.ids import check_id
 from chappe.link.files import write_atomic
 from chappe.link.functions import FunctionRules
+from chappe.link.relayed import RelayFiles
 from chappe.pilot.hosts import HostsOptions
 
 FILE = "session.json"
@@ -77,6 +78,7 @@ class Session(HidesToken, msgspec.Struct, frozen=True):
     directory on the node itself, for sockets ($TMPDIR or /tmp unless given), `scratch` one for what Jobs need
     there (`node_local` unless given). The allocation ends at `ends_at` (seconds since 1970), or `wall_s`
     after its pilot first began; without both it has no known end.
+    With `relay` the Hub is reached through the Site's agent, and `url` is where that finds it.
     `functions` says whether signed Python functions may run, and in which environments.
     """
 
@@ -97,6 +99,7 @@ class Session(HidesToken, msgspec.Struct, frozen=True):
     options: Options = Options()
     functions: FunctionRules = FunctionRules()
     hosts: HostsOptions = HostsOptions()
+    relay: RelayFiles | None = None
 
     @property
     def data(self) -> Path:

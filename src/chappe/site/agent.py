@@ -27,6 +27,7 @@ from chappe.site.batch import BatchJobs
 from chappe.site.book import Book
 from chappe.site.hubloop import AgentId, HubLoop, Superseded, greet
 from chappe.site.paths import SitePaths
+from chappe.site.relay import Relay
 from chappe.site.status import AgentRunning, Presence
 from chappe.site.steps import Steps
 from chappe.site.undertaker import Undertaker
@@ -204,6 +205,9 @@ async def _run(
     link = HubLoop(paths, config, hub, jobs, wakeups, me)
     log.info("agent started", site=config.site.name, agent=me.agent, pid=os.getpid())
     on_ready()
+    serving: dict[str, Loop] = {}
+    if config.relay.enabled:
+        serving["relay"] = Relay(paths, config).run
     interval_s = config.scheduler.status_interval_s
     await _until_stopped(
         {
@@ -213,6 +217,7 @@ async def _run(
             "status": lambda: watch(jobs, scheduler, wakeups, interval_s),
             "last words": undertaker.run,
             "ledger": lambda: prune(Ledger(paths.ledger), ChangedParameters(paths.changed)),
+            **serving,
         }
     )
 

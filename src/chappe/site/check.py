@@ -9,7 +9,6 @@ import stat
 import sys
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
 from pathlib import Path
 
 import msgspec
@@ -24,8 +23,10 @@ from chappe.link.trust import TrustedKeys
 from chappe.site import config as site_config
 from chappe.site import schedulers, status
 from chappe.site.agent import read_token
+from chappe.site.check_way import pilots_way
 from chappe.site.command import run
 from chappe.site.config import SiteConfig
+from chappe.site.finding import Finding, Level
 from chappe.site.paths import SitePaths
 from chappe.site.status import Presence
 from chappe.wire.sites import Whoami
@@ -43,22 +44,6 @@ _REMEDIES = {
     "timeout": "is a proxy needed? set [hub] proxy in site.toml, or HTTPS_PROXY",
     "proxy": "correct [hub] proxy in site.toml, or HTTPS_PROXY",
 }
-
-
-class Level(StrEnum):
-    """How bad a finding is: fine, worth a look, or in the way of work."""
-
-    OK = "ok"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing that was looked at."""
-
-    level: Level
-    what: str
-    remedy: str = ""
 
 
 def check_site(directory: Path | str) -> list[Finding]:
@@ -177,10 +162,14 @@ def _agent(paths: SitePaths) -> Iterator[Finding]:
 
 
 async def _outside(paths: SitePaths, config: SiteConfig) -> list[Finding]:
-    hub, scheduler, launchers, functions = await asyncio.gather(
-        _hub(paths, config), _scheduler(paths, config), _launchers(config), _functions(config)
+    hub, scheduler, launchers, functions, way = await asyncio.gather(
+        _hub(paths, config),
+        _scheduler(paths, config),
+        _launchers(config),
+        _functions(config),
+        pilots_way(paths, config),
     )
-    return [*hub, scheduler, *launchers, *functions]
+    return [*hub, scheduler, *launchers, *functions, *way]
 
 
 async def _launchers(config: SiteConfig) -> list[Finding]:

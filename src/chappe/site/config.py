@@ -284,6 +284,36 @@ class LaunchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = []
 
 
+class RelayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The way to the Hub through the agent, for compute nodes without a route out."""
+
+    enabled: Annotated[
+        bool,
+        Meta(
+            description="Pilots reach the Hub through the agent. New pilots heed it; those that run keep "
+            "their way."
+        ),
+    ] = False
+    interface: Annotated[
+        str,
+        Meta(
+            description='The interface of this machine that compute nodes reach, as "ib0". Empty: all '
+            "whose address is private; with the local scheduler this machine's own."
+        ),
+    ] = ""
+    address: Annotated[
+        str, Meta(description="The address to listen at, instead of an interface's.")
+    ] = ""
+    port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65_535,
+            description="The port to listen at. 0: a free one, and the same again after a restart.",
+        ),
+    ] = 0
+
+
 class ResourcesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What else Jobs can ask this Site for."""
 
@@ -305,6 +335,7 @@ class SiteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: Policy = Policy()
     pilot: PilotConfig = PilotConfig()
     launch: LaunchConfig = LaunchConfig()
+    relay: RelayConfig = RelayConfig()
     resources: ResourcesConfig = ResourcesConfig()
     functions: FunctionRules = FunctionRules()
 
@@ -369,6 +400,12 @@ def parse(text: str, where: str) -> SiteConfig:
         raise SiteProblem(
             f"{where}:{line_of(text, field)}: {field}: {e.message}", field=field
         ) from None
+    if config.relay.address and config.relay.interface:
+        field = "relay.address"
+        raise SiteProblem(
+            f"{where}:{line_of(text, field)}: {field}: give an address or an interface, not both",
+            field=field,
+        )
     if bool(config.pilot.hands) != bool(config.pilot.node_names):
         field = "pilot.hands"
         raise SiteProblem(
@@ -436,6 +473,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "policy": Policy,
     "pilot": PilotConfig,
     "launch": LaunchConfig,
+    "relay": RelayConfig,
     "resources": ResourcesConfig,
     "functions": FunctionRules,
 }

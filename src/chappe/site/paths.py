@@ -65,6 +65,16 @@ class SitePaths:
         return self.secrets / KEY_FILE
 
     @property
+    def relay_cert(self) -> Path:
+        """The certificate by which pilots know the relay."""
+        return self.secrets / "relay-cert.pem"
+
+    @property
+    def relay_key(self) -> Path:
+        """Its private key (0600)."""
+        return self.secrets / "relay-key.pem"
+
+    @property
     def trusted_keys(self) -> Path:
         """Whose Jobs may run here."""
         return self.root / "trusted_keys"
@@ -88,6 +98,11 @@ class SitePaths:
     def pid_file(self) -> Path:
         """Which process is the agent."""
         return self.outbox / "agent.json"
+
+    @property
+    def relay_place(self) -> Path:
+        """Where the relay listens."""
+        return self.outbox / "relay.json"
 
     @property
     def starting_file(self) -> Path:

@@ -12,6 +12,7 @@ from chappe.core.errors import Invalid
 from chappe.core.ids import created_ms, is_uuid7
 from chappe.link.clock import now
 from chappe.link.files import write_atomic
+from chappe.link.relayed import RelayFiles
 from chappe.site.config import SiteConfig
 from chappe.site.paths import SitePaths
 from chappe.site.schedulers.base import Batch, Scheduler
@@ -84,8 +85,13 @@ def write_session(
         },
         "functions": config.functions,
         "hosts": _hosts(config, intent),
+        "relay": _relay(paths) if config.relay.enabled else None,
     }
     write_atomic(directory / SESSION_FILE, msgspec.json.encode(content), 0o600)
+
+
+def _relay(paths: SitePaths) -> RelayFiles:
+    return RelayFiles(str(paths.relay_place), str(paths.relay_cert))
 
 
 def _hosts(config: SiteConfig, intent: BatchJobIntent) -> dict[str, object]:
