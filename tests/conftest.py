@@ -17,8 +17,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from chappe.testing import postgres as postgresql
+from chappe.testing import slurm as slurm_servers
 from chappe.testing.place import Databases
 from chappe.testing.postgres import PostgresServer
+from chappe.testing.slurm import SlurmCluster
 
 #: Whether a skipped test is a failure.
 REQUIRE_ALL = os.environ.get("CHAPPE_TEST_REQUIRE") == "all"
@@ -62,6 +64,14 @@ def postgres(require: Require) -> Generator[PostgresServer, None, None]:
 def databases(postgres: PostgresServer) -> Databases:
     """Its databases, to borrow."""
     return Databases(postgres)
+
+
+@pytest.fixture(scope="session")
+def slurm(require: Require) -> Generator[SlurmCluster, None, None]:
+    """A Slurm cluster of this run's own, of four emulated nodes."""
+    require(slurm_servers.available(), "Slurm", slurm_servers.HOW_TO_GET)
+    with SlurmCluster.start() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

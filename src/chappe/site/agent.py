@@ -25,6 +25,7 @@ from chappe.site import config as site_config
 from chappe.site import schedulers, status
 from chappe.site.batch import BatchJobs
 from chappe.site.book import Book
+from chappe.site.calls import Calls
 from chappe.site.hubloop import AgentId, HubLoop, Superseded, greet
 from chappe.site.paths import SitePaths
 from chappe.site.relay import Relay
@@ -200,7 +201,8 @@ async def _run(
     wakeups = Wakeups()
     scheduler = schedulers.make(config.scheduler.kind, str(paths.scheduler_records))
     jobs = BatchJobs(paths, config, book, wakeups)
-    steps = Steps(paths, config, scheduler, hub, jobs, wakeups)
+    calls = Calls(paths.calls, config.policy, shared=scheduler.quirks.shared)
+    steps = Steps(paths, config, scheduler, calls, hub, jobs, wakeups)
     undertaker = Undertaker(paths, config, jobs, wakeups)
     link = HubLoop(paths, config, hub, jobs, wakeups, me)
     log.info("agent started", site=config.site.name, agent=me.agent, pid=os.getpid())
@@ -208,13 +210,12 @@ async def _run(
     serving: dict[str, Loop] = {}
     if config.relay.enabled:
         serving["relay"] = Relay(paths, config).run
-    interval_s = config.scheduler.status_interval_s
     await _until_stopped(
         {
             "orders": link.listen,
             "reports": link.report,
             "batch jobs": steps.run,
-            "status": lambda: watch(jobs, scheduler, wakeups, interval_s),
+            "status": lambda: watch(jobs, scheduler, calls, wakeups, config.scheduler),
             "last words": undertaker.run,
             "ledger": lambda: prune(Ledger(paths.ledger), ChangedParameters(paths.changed)),
             **serving,

@@ -43,6 +43,8 @@ log = structlog.get_logger()
 QUICK_DEATH_S = 60.0
 FIRST_DELAY_S = 2.0
 MOST_DELAY_S = 300.0
+HARD_END_MARGIN_S = 600.0
+"""Beyond an allocation's time: what a scheduler may take to begin and to end it, and clocks may differ."""
 FINAL = frozenset(str(phase) for phase in OVER)
 
 
@@ -55,6 +57,8 @@ class BatchJobs:
         self._book = book
         self._wakeups = wakeups
         self._silent: set[str] = set()
+        self._ends: dict[str, int] = {}
+        self._listed: dict[str, float] = {}
         self._again: set[str] = set()
         self._quick_deaths = 0
         self._keep_after = 0.0
@@ -181,16 +185,45 @@ class BatchJobs:
                 if report.state in FINAL:
                     self._book.add(Forgotten(report.id, report.state))
 
-    def said(self, states: dict[str, BatchState]) -> bool:
-        """What the scheduler says, by its ids; whether anything changed. Unknown is no news."""
+    def said(self, states: dict[str, BatchState], ends_seen: int = 1) -> bool:
+        """What the scheduler says, by its ids; whether anything changed. Unknown is no news, and an end is
+        one when it was seen `ends_seen` times in a row."""
         changed = False
         for scheduler_id, batch in self.watched().items():
             state = states.get(scheduler_id)
-            if state is None or state.phase in (Phase.UNKNOWN, batch.phase):
+            if state is None or state.phase is Phase.UNKNOWN or state.name not in ("", batch.name):
                 continue
-            changed = True
-            self.now_is(batch, state.phase, state.message)
+            if state.phase in OVER:
+                self._ends[batch.id] = self._ends.get(batch.id, 0) + 1
+                if self._ends[batch.id] < ends_seen:
+                    log.info("an end was seen", batch_job=batch.id, phase=str(state.phase))
+                    continue
+            else:
+                self._ends.pop(batch.id, None)
+                self._listed[batch.id] = now()
+            if state.phase is not batch.phase:
+                changed = True
+                self.now_is(batch, state.phase, state.message)
         return changed
+
+    def pass_hard_ends(self) -> None:
+        """Those that the scheduler does not know any more, and that must have ended since it last listed them
+        as waiting or running, whatever became of them: their whole time has passed, and some more."""
+        for batch in list(self.watched().values()):
+            wall_s = sessions.wall_of(self._config, batch.wanted.intent)
+            listed_at = self._listed.setdefault(batch.id, now())
+            if wall_s is None:
+                continue
+            if now() > listed_at + wall_s + self._config.pilot.kill_s + HARD_END_MARGIN_S:
+                self.now_is(
+                    batch, Phase.ENDED, "its whole time has passed since it was last listed"
+                )
+
+    def unsettled(self) -> bool:
+        """Whether one of them waits in the queue, has just ended, or is not in sight."""
+        return any(
+            b.phase is not Phase.RUNNING or b.id in self._ends for b in self.watched().values()
+        )
 
     def next_end_s(self) -> float | None:
         """Seconds until the next allocation reaches its limit; None when none is expected to."""
@@ -230,7 +263,10 @@ class BatchJobs:
             if batch.wanted.kept:
                 self._slow_down(at - batch.wanted.at)
             self._wakeups.bury.set()
-            self._wakeups.batches.set()
+            self._ends.pop(batch.id, None)
+            self._listed.pop(batch.id, None)
+        # Where the policy bounds what waits or runs, this may make room for another.
+        self._wakeups.batches.set()
         self._wakeups.report.set()
 
     # -- pilots to keep ------------------------------------------------------------------------------

@@ -133,6 +133,11 @@ class Batch:
         return self.wanted.id
 
     @property
+    def name(self) -> str:
+        """What the scheduler knows it by."""
+        return f"chappe-{self.id}"
+
+    @property
     def session(self) -> str:
         """Its Session's id."""
         return self.wanted.session

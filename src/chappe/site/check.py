@@ -272,9 +272,12 @@ async def _scheduler(paths: SitePaths, config: SiteConfig) -> Finding:
     remedy = "correct [scheduler] in site.toml; are its commands in PATH?"
     try:
         scheduler = schedulers.make(kind, str(paths.scheduler_records))
-        ran = await run(scheduler.find_command("chappe-check"), timeout_s=30.0)
+        ran = await run(scheduler.find_commands("chappe-check")[0], timeout_s=30.0)
     except (Invalid, OSError) as e:
         return Finding(Level.ERROR, f"scheduler {kind}: {e}", remedy)
     if ran.exit_code != 0:
         return Finding(Level.ERROR, f"scheduler {kind}: {ran.stderr.strip()[-300:]}", remedy)
+    if not scheduler.quirks.verified:
+        what = f"the scheduler ({kind}) answers; this adapter was not verified on a real system"
+        return Finding(Level.WARNING, what, "try a BatchJob by hand first, and tell what you see")
     return Finding(Level.OK, f"the scheduler ({kind}) answers")

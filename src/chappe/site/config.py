@@ -106,6 +106,13 @@ class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         list[str],
         Meta(description='Further directives for every BatchJob: ["--exclusive"].'),
     ] = []
+    shell: Annotated[
+        str,
+        Meta(
+            pattern=r"^/[^\x00-\x1f]+$",
+            description='Shell of the batch script; "/bin/bash -l" where `module` is wanted.',
+        ),
+    ] = "/bin/sh"
     prologue: Annotated[
         list[str],
         Meta(

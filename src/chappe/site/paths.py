@@ -115,6 +115,11 @@ class SitePaths:
         return self.outbox / "scheduler"
 
     @property
+    def calls(self) -> Path:
+        """How often the scheduler was called."""
+        return self.outbox / "scheduler-calls.json"
+
+    @property
     def init_record(self) -> Path:
         """The ids of an initialisation that has begun."""
         return self.root / ".init.json"

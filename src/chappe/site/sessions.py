@@ -13,7 +13,7 @@ from chappe.core.ids import created_ms, is_uuid7
 from chappe.link.clock import now
 from chappe.link.files import write_atomic
 from chappe.link.relayed import RelayFiles
-from chappe.site.config import SiteConfig
+from chappe.site.config import SiteConfig, SiteProblem
 from chappe.site.paths import SitePaths
 from chappe.site.schedulers.base import Batch, Scheduler
 from chappe.wire.sites import BatchJobIntent, NewSessionReply
@@ -29,6 +29,21 @@ TERM_TO_KILL_S = 10.0
 def wall_of(config: SiteConfig, intent: BatchJobIntent) -> float | None:
     """The wall-clock limit to ask for, in seconds; None for none."""
     return intent.wall_s or config.pilot.wall_s or None
+
+
+def with_defaults(config: SiteConfig, intent: BatchJobIntent) -> BatchJobIntent:
+    """The same, with the Site's own choices where it makes none."""
+    chosen = config.scheduler
+    return msgspec.structs.replace(
+        intent,
+        wall_s=wall_of(config, intent),
+        cores=intent.cores or config.pilot.cores,
+        queue=intent.queue or chosen.queue,
+        account=intent.account or chosen.account,
+        qos=intent.qos or chosen.qos,
+        reservation=intent.reservation or chosen.reservation,
+        constraint=intent.constraint or chosen.constraint,
+    )
 
 
 def write_session(
@@ -114,22 +129,52 @@ def write_script(
     session: str,
 ) -> Path:
     """Write the batch script; its path. Raises Invalid when the scheduler cannot do it, OSError."""
-    directory = paths.session(session)
-    batch = Batch(
+    path = paths.session(session) / SCRIPT
+    text = scheduler.render_script(batch_of(paths, config, intent, name, session))
+    write_atomic(path, text.encode(), 0o700)
+    return path
+
+
+def batch_of(
+    paths: SitePaths, config: SiteConfig, intent: BatchJobIntent, name: str, session: str
+) -> Batch:
+    """What to ask the scheduler for. Raises SiteProblem when the Site's template cannot be read."""
+    wanted = with_defaults(config, intent)
+    chosen = config.scheduler
+    return Batch(
         name=name,
         session=session,
         site_dir=str(paths.root),
-        session_dir=str(directory),
+        session_dir=str(paths.session(session)),
         python=config.pilot.python or sys.executable,
-        nodes=intent.nodes,
-        cores=intent.cores,
-        wall_s=wall_of(config, intent),
+        nodes=wanted.nodes,
+        cores=wanted.cores,
+        wall_s=wanted.wall_s,
         kill_s=config.pilot.kill_s + TERM_TO_KILL_S,
         env=config.pilot.env,
+        gpus=wanted.gpus,
+        mem_bytes=wanted.mem_bytes,
+        queue=wanted.queue,
+        account=wanted.account,
+        qos=wanted.qos,
+        reservation=wanted.reservation,
+        constraint=wanted.constraint,
+        directives=(*chosen.job_extra_directives, *wanted.job_extra_directives),
+        prologue=tuple(chosen.prologue),
+        epilogue=tuple(chosen.epilogue),
+        shell=chosen.shell,
+        template=_template(paths, chosen.template),
     )
-    path = directory / SCRIPT
-    write_atomic(path, scheduler.render_script(batch).encode(), 0o700)
-    return path
+
+
+def _template(paths: SitePaths, name: str) -> str:
+    if not name:
+        return ""
+    path = paths.root / name
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise SiteProblem(f"{path}: it cannot be read: {e}", field="scheduler.template") from e
 
 
 def close(paths: SitePaths, session: str) -> None:

@@ -2,8 +2,9 @@
 
 The scheduler is called only after the intention to do so was written down. A crash in between leaves the
 only question that matters: did the scheduler get it? It is asked for our name first, and the job is submitted
-again only if it knows none. Nothing new is submitted while the Hub is away. Nothing here touches a running
-pilot, except when the Hub orders a cancel.
+again only if it knows none, and not too soon: a submission that timed out may still be taken up. Nothing new
+is submitted while the Hub is away, nor faster or more than the Site's policy allows. Nothing here touches a
+running pilot, except when the Hub orders a cancel.
 """
 
 from __future__ import annotations
@@ -11,23 +12,33 @@ from __future__ import annotations
 import structlog
 
 from chappe.core import faults
+from chappe.core.batchjobs import check_intent
 from chappe.core.errors import ChappeError, Conflict, Gone, Invalid, NotFound
+from chappe.core.policy import Standing, check_allowed, room
 from chappe.link.clock import boottime
 from chappe.link.http import NO_RETRY, HubClient
 from chappe.site import sessions
 from chappe.site.batch import FIRST_DELAY_S, MOST_DELAY_S, BatchJobs
 from chappe.site.book import Batch, Intended, Registered
-from chappe.site.command import checked, run
+from chappe.site.calls import Calls, LeftAlone
+from chappe.site.command import TIMEOUT_S
 from chappe.site.config import SiteConfig
 from chappe.site.paths import SitePaths
-from chappe.site.schedulers.base import Phase, Scheduler, SubmitRefused
+from chappe.site.schedulers.base import (
+    Phase,
+    Scheduler,
+    SchedulerDown,
+    SubmitRefused,
+    SubmitUnclear,
+    succeeded,
+)
 from chappe.site.wakeup import Wakeups, wait_for
-from chappe.wire.sites import BatchJobView, NewBatchJob, NewSession, NewSessionReply
+from chappe.wire.sites import BatchJobIntent, BatchJobView, NewBatchJob, NewSession, NewSessionReply
 
 log = structlog.get_logger()
 
-NAME = "chappe-{id}"
 CANCEL_AGAIN_S = 60.0
+ROOM_AGAIN_S = 60.0
 SUBMIT_TRIES = 5
 REFUSALS = (Conflict, Gone, Invalid, NotFound)
 
@@ -40,6 +51,7 @@ class Steps:
         paths: SitePaths,
         config: SiteConfig,
         scheduler: Scheduler,
+        calls: Calls,
         hub: HubClient,
         jobs: BatchJobs,
         wakeups: Wakeups,
@@ -47,12 +59,18 @@ class Steps:
         self._paths = paths
         self._config = config
         self._scheduler = scheduler
+        self._calls = calls
         self._hub = hub
         self._jobs = jobs
         self._wakeups = wakeups
         self._delay: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
         self._tries: dict[str, int] = {}
+        # Submissions by an agent before this one may still be on their way.
+        self._doubtful_until = dict.fromkeys(
+            (b.id for b in jobs.all() if b.intended and b.scheduler_id is None),
+            boottime() + scheduler.quirks.settle_s,
+        )
 
     async def run(self) -> None:
         """Bring each BatchJob a step further, and keep as many pilots as the configuration says."""
@@ -63,11 +81,12 @@ class Steps:
             for batch in batches:
                 if boottime() >= self._not_before.get(batch.id, 0.0):
                     await self._advance(batch)
+            await self._cancel([b for b in batches if self._to_cancel(b)])
             self._forget_all_but({batch.id for batch in batches})
             await wait_for(self._wakeups.batches, self._next_step_s())
 
     def _forget_all_but(self, known: set[str]) -> None:
-        for memory in (self._delay, self._not_before, self._tries):
+        for memory in (self._delay, self._not_before, self._tries, self._doubtful_until):
             for gone in set(memory) - known:
                 del memory[gone]
 
@@ -97,8 +116,9 @@ class Steps:
                     await self._submit(batch)
             elif batch.scheduler_id is None:
                 await self._reconcile(batch)
-            elif batch.cancel:
-                await self._cancel(batch)
+        except LeftAlone as e:
+            self._not_before[batch.id] = boottime() + e.wait_s
+            log.info("batch job: not now", batch_job=batch.id, in_s=e.wait_s, why=e.message)
         except (ChappeError, OSError) as e:
             self._try_later(batch, e)
         else:
@@ -111,6 +131,14 @@ class Steps:
         log.warning("batch job: trying again", batch_job=batch.id, in_s=delay, error=str(error))
 
     async def _register(self, batch: Batch) -> None:
+        try:
+            wanted = sessions.with_defaults(self._config, batch.wanted.intent)
+            check_intent(wanted)
+            check_allowed(self._config.policy, wanted)
+        except Invalid as e:
+            self._jobs.now_is(batch, Phase.FAILED, e.message)
+            return
+        self._check_room(wanted)
         try:
             if batch.wanted.kept:
                 await self._make_known(batch)
@@ -127,6 +155,18 @@ class Steps:
         self._jobs.add(Registered(batch.id))
         faults.reach("agent.after_registered")
         await self._submit(batch)
+
+    def _check_room(self, wanted: BatchJobIntent) -> None:
+        """Raise LeftAlone unless the policy lets this be submitted now."""
+        standing = []
+        for batch in self._jobs.all():
+            if batch.intended and not batch.over:
+                has = sessions.with_defaults(self._config, batch.wanted.intent)
+                standing.append(Standing(has.queue, has.nodes, batch.phase is not Phase.RUNNING))
+        if why := room(self._config.policy, wanted, standing):
+            raise LeftAlone(f"the site's policy: {why}", ROOM_AGAIN_S)
+        if wait_s := self._calls.submit_wait_s():
+            raise LeftAlone("the site's policy sets the pace of submissions", wait_s)
 
     async def _register_again(self, batch: Batch) -> None:
         """The Hub has forgotten an allocation that may live. Its pilot finds a new token, and tells the Hub
@@ -167,12 +207,13 @@ class Steps:
             self._config,
             self._scheduler,
             batch.wanted.intent,
-            NAME.format(id=batch.id),
+            batch.name,
             batch.session,
         )
 
     async def _submit(self, batch: Batch) -> None:
-        """Call the scheduler. Whatever happens after the first line, it may have the job."""
+        """Call the scheduler. Whatever happens after the intention is written, it may have the job."""
+        self._calls.take_submission()
         self._jobs.add(Intended(batch.id))
         faults.reach("agent.after_intent")
         await self._call_submit(batch)
@@ -180,37 +221,80 @@ class Steps:
     async def _call_submit(self, batch: Batch) -> None:
         self._tries[batch.id] = self._tries.get(batch.id, 0) + 1
         script = self._paths.session(batch.session) / sessions.SCRIPT
-        name = NAME.format(id=batch.id)
-        ran = await run(self._scheduler.submit_command(str(script), name))
-        faults.reach("agent.after_submit")
-        if ran.exit_code is None:
-            raise TimeoutError(ran.stderr)
+        argv = self._scheduler.submit_command(str(script), batch.name)
+
+        def parse(stdout: str, stderr: str, exit_code: int) -> str:
+            faults.reach("agent.after_submit")
+            return self._scheduler.parse_submit(stdout, stderr, exit_code)
+
+        # Until there is a clear answer, one that comes late is possible.
+        self._doubtful_until[batch.id] = boottime() + TIMEOUT_S + self._scheduler.quirks.settle_s
         try:
-            found = self._scheduler.parse_submit(ran.stdout, ran.stderr, ran.exit_code)
+            found = await self._calls.ask("submit", argv, parse)
         except SubmitRefused as e:
             self._jobs.now_is(batch, Phase.FAILED, e.message)
             return
+        except (SchedulerDown, LeftAlone):
+            del self._doubtful_until[batch.id]
+            raise
+        except (SubmitUnclear, OSError):
+            self._doubtful_until[batch.id] = boottime() + self._scheduler.quirks.settle_s
+            raise
         self._jobs.submitted(batch, found)
 
     async def _reconcile(self, batch: Batch) -> None:
         """Nobody knows whether the scheduler has it: look for its name; only without it, submit."""
-        name = NAME.format(id=batch.id)
-        ran = await checked(self._scheduler.find_command(name))
-        ids = self._scheduler.parse_find(ran.stdout, name)
+        ids = await self._find(batch.name)
+        left_s = self._doubtful_until.get(batch.id, 0.0) - boottime()
         if ids:
             log.info("found at the scheduler", batch_job=batch.id, scheduler_ids=ids)
+            if ids[1:]:
+                log.error("submitted more than once: cancelling all but the first", ids=ids)
+                await self._cancel_ids(ids[1:])
             self._jobs.submitted(batch, ids[0])
+        elif left_s > 0:
+            raise LeftAlone("a submission without an answer may still be taken up", left_s)
         elif batch.cancel:
             self._jobs.now_is(batch, Phase.CANCELLED, "cancelled before it was submitted")
         elif self._tries.get(batch.id, 0) >= SUBMIT_TRIES:
             self._jobs.now_is(batch, Phase.FAILED, "the scheduler did not take it, see the log")
         elif self._wakeups.online.is_set():
+            self._calls.take_submission()
             await self._call_submit(batch)
 
-    async def _cancel(self, batch: Batch) -> None:
-        assert batch.scheduler_id is not None  # noqa: S101 - the caller's condition
-        await checked(self._scheduler.cancel_command(batch.scheduler_id))
-        log.info("cancelled at the scheduler", batch_job=batch.id)
-        # Should it be lost: the scheduler is told again until it says that the job is over.
-        self._not_before[batch.id] = boottime() + CANCEL_AGAIN_S
-        self._wakeups.watch.set()
+    async def _find(self, name: str) -> list[str]:
+        """The ids that the scheduler has for a name; all its sources must have answered."""
+        found: list[str] = []
+        for argv in self._scheduler.find_commands(name):
+            found += await self._calls.ask(
+                "find",
+                argv,
+                lambda out, err, code: self._scheduler.parse_find(out, name, err, code),
+            )
+        return list(dict.fromkeys(found))
+
+    def _to_cancel(self, batch: Batch) -> bool:
+        due = boottime() >= self._not_before.get(batch.id, 0.0)
+        return due and batch.cancel and batch.scheduler_id is not None and not batch.over
+
+    async def _cancel(self, batches: list[Batch]) -> None:
+        """Cancel these, many with one command. Should one be lost, the scheduler is told again until it says
+        that the job is over."""
+        for first in range(0, len(batches), self._config.policy.cancel_batch):
+            some = batches[first : first + self._config.policy.cancel_batch]
+            try:
+                await self._cancel_ids([b.scheduler_id for b in some if b.scheduler_id is not None])
+            except (ChappeError, OSError) as e:
+                for batch in some:
+                    self._try_later(batch, e)
+                continue
+            for batch in some:
+                log.info("cancelled at the scheduler", batch_job=batch.id)
+                self._not_before[batch.id] = boottime() + CANCEL_AGAIN_S
+            self._wakeups.watch.set()
+
+    async def _cancel_ids(self, ids: list[str]) -> None:
+        argv = self._scheduler.cancel_command(ids)
+        await self._calls.ask(
+            "cancel", argv, lambda out, err, code: succeeded(out, err, code, argv[0])
+        )

@@ -5,14 +5,17 @@ from __future__ import annotations
 from chappe.core.errors import Invalid
 from chappe.site.schedulers.base import Scheduler
 from chappe.site.schedulers.local import Local
+from chappe.site.schedulers.slurm import Slurm
 
-KINDS = ("local",)
+KINDS = ("local", "slurm")
 
 
 def make(kind: str, records: str) -> Scheduler:
     """The adapter called `kind`; `records` is a directory that it may use. Raises Invalid."""
     if kind == "local":
         return Local(records)
+    if kind == "slurm":
+        return Slurm()
     raise Invalid(
         f"there is no scheduler {kind!r} (there is: {', '.join(KINDS)})", field="scheduler.kind"
     )

@@ -4,23 +4,19 @@ An adapter runs nothing and reads no clock. It renders a script, gives the comma
 the commands printed; so it is tested with captured output, and the agent alone decides when to call,
 how long to wait and what a failure means. Submitting is the dangerous part (promise I12, submit once): the
 scheduler knows our BatchJob by its *name*, and after an answer that was lost or makes no sense the agent
-looks for that name before it submits again. "Not listed" is UNKNOWN, which never counts as an end.
+looks for that name before it submits again. "Not listed" is UNKNOWN, which never counts as an end. In what a
+batch system deviates from the plain case, it says in its `Quirks`.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from chappe.core.errors import Invalid, Unavailable
-
-PILOT_RESTARTS = 3
-SESSION_ENDED_EXIT = 3
-"""Exit status of a pilot whose Session is over: it must not be started again."""
 
 
 class SubmitRefused(Invalid):
@@ -57,18 +53,22 @@ OVER = frozenset({Phase.ENDED, Phase.FAILED, Phase.CANCELLED})
 
 class BatchState(msgspec.Struct, frozen=True):
     """The state of one BatchJob. `watch_pid` is a process of this machine whose end is a hint to ask
-    again at once; 0 when there is none."""
+    again at once; 0 when there is none. `name` is the job's name where the answer has it: an id may have been
+    given to another job since."""
 
     phase: Phase
     message: str = ""
     watch_pid: int = 0
+    name: str = ""
 
 
 class Batch(msgspec.Struct, frozen=True):
     """One allocation to ask for. `name` is how we find it again; directories are absolute.
 
-    `cores` per node (0: all of a node); `wall_s` None: no limit of ours; `kill_s` is how long the pilot
-    may take to end its Jobs after TERM.
+    `cores`, `gpus` and `mem_bytes` per node (`cores` 0: all of a node; `mem_bytes` 0: what goes with the
+    cores); `wall_s` None: no limit of ours; `kill_s` is how long the pilot may take to end its Jobs after
+    TERM. `directives` are lines for the scheduler, `prologue` and `epilogue` lines of shell around the pilot.
+    `template` is the text of the Site's own template for the script; empty for ours.
     """
 
     name: str
@@ -81,12 +81,40 @@ class Batch(msgspec.Struct, frozen=True):
     wall_s: float | None = None
     kill_s: float = 30.0
     env: dict[str, str] = {}
+    gpus: int = 0
+    mem_bytes: int = 0
+    queue: str = ""
+    account: str = ""
+    qos: str = ""
+    reservation: str = ""
+    constraint: str = ""
+    directives: tuple[str, ...] = ()
+    prologue: tuple[str, ...] = ()
+    epilogue: tuple[str, ...] = ()
+    shell: str = "/bin/sh"
+    template: str = ""
+
+
+class Quirks(NamedTuple):
+    """In what a batch system deviates from one that is ours alone and always tells the truth.
+
+    `shared`: others use it too, so the Site's policy sets the pace. `ends_seen`: how often an end must be
+    seen, in queries one after the other, before it is proof. `settle_s`: so long after a submission that got
+    no clear answer, "no such job" is not believed. `verified` is the real system that the adapter was run on;
+    empty: none, only outputs from documentation.
+    """
+
+    shared: bool = True
+    ends_seen: int = 2
+    settle_s: float = 30.0
+    verified: str = ""
 
 
 class Scheduler(Protocol):
     """The functions of one batch system."""
 
     kind: str
+    quirks: Quirks
 
     def render_script(self, batch: Batch) -> str:
         """The batch script. Raises Invalid when the scheduler cannot give what is asked."""
@@ -97,75 +125,53 @@ class Scheduler(Protocol):
     def parse_submit(self, stdout: str, stderr: str, exit_code: int) -> str:
         """The scheduler's id. Raises SubmitRefused, SchedulerDown or SubmitUnclear."""
 
-    def find_command(self, name: str) -> list[str]:
-        """The command that lists jobs called `name`, also those that have ended."""
+    def find_commands(self, name: str) -> list[list[str]]:
+        """The commands that together list all jobs called `name`, also those that have ended."""
 
-    def parse_find(self, stdout: str, name: str) -> list[str]:
-        """The ids of jobs with exactly this name, oldest first."""
+    def parse_find(self, stdout: str, name: str, stderr: str = "", exit_code: int = 0) -> list[str]:
+        """The ids of jobs with exactly this name, oldest first. Raises SchedulerDown: nobody knows."""
 
     def status_command(self, ids: Sequence[str]) -> list[str]:
         """One command for the states of all `ids`."""
 
-    def parse_status(self, stdout: str) -> dict[str, BatchState]:
-        """The states by id. An id that is missing is unknown."""
+    def parse_status(
+        self, stdout: str, stderr: str = "", exit_code: int = 0
+    ) -> dict[str, BatchState]:
+        """The states by id. An id that is missing is unknown. Raises SchedulerDown."""
 
-    def cancel_command(self, scheduler_id: str) -> list[str]:
-        """The command that ends a job, waiting or running."""
+    def history_command(self, ids: Sequence[str]) -> list[str]:
+        """One command for what became of `ids` that are not in the queue any more; empty: there is none."""
 
+    def parse_history(
+        self, stdout: str, stderr: str = "", exit_code: int = 0
+    ) -> dict[str, BatchState]:
+        """The ends that are on record, by id; nothing else. Raises SchedulerDown."""
 
-#: The pilot reads a thousand grants at a time. As glibc comes, it keeps what such a reply took, in one arena
-#: a thread: 2.3 KB a grant, and 1.3 so. Jobs do not inherit these (their environment is made by the pilot).
-_MALLOC = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-}
-
-
-def pilot_body(batch: Batch) -> str:
-    """What every batch script does after its head: run the pilot, and again if it dies (≤ 3 times).
-
-    Exit 0 means done, `SESSION_ENDED_EXIT` that the Session is over. TERM is passed on, and then the
-    pilot is not started again. The shell stays: it is what a local scheduler sends TERM to.
-    """
-    lines = [f"export CHAPPE_SESSION={shlex.quote(batch.session)}"]
-    lines += [f"export {name}={value}" for name, value in _MALLOC.items()]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(batch.env.items())]
-    lines += [
-        f"cd {shlex.quote(batch.site_dir)} || exit 1",
-        _LOOP.format(
-            python=shlex.quote(batch.python),
-            session_dir=shlex.quote(batch.session_dir),
-            over=SESSION_ENDED_EXIT,
-            restarts=PILOT_RESTARTS,
-        ),
-    ]
-    return "\n".join(lines)
+    def cancel_command(self, ids: Sequence[str]) -> list[str]:
+        """The command that ends jobs, waiting or running. It succeeds for those that have ended, too."""
 
 
-_LOOP = """\
-session_dir={session_dir}
-umask 077
-ending=
-pilot=
-restarts=0
-trap 'ending=1; [ -z "$pilot" ] || kill -TERM "$pilot" 2>/dev/null' TERM INT
-while [ -z "$ending" ]; do
-    {python} -P -m chappe.pilot --dir "$session_dir" >>"$session_dir/pilot.out" 2>&1 </dev/null &
-    pilot=$!
-    # A trapped signal ends `wait` early: go on until the pilot itself has ended.
-    while :; do
-        wait "$pilot"
-        status=$?
-        kill -0 "$pilot" 2>/dev/null || break
-    done
-    case $status in
-        0) exit 0 ;;
-        {over}) exit {over} ;;
-    esac
-    restarts=$((restarts + 1))
-    [ "$restarts" -le {restarts} ] || break
-    echo "the pilot ended with status $status: restart $restarts" >>"$session_dir/pilot.out"
-done
-exit "$status"
-"""
+class NoHistory:
+    """For batch systems whose status query also tells of what has ended."""
+
+    def history_command(self, ids: Sequence[str]) -> list[str]:
+        """None."""
+        return []
+
+    def parse_history(
+        self, stdout: str, stderr: str = "", exit_code: int = 0
+    ) -> dict[str, BatchState]:
+        """Nothing."""
+        return {}
+
+
+def succeeded(stdout: str, stderr: str, exit_code: int, what: str) -> str:
+    """`stdout` of a command that must succeed. Raises SchedulerDown with what it said otherwise."""
+    if exit_code != 0:
+        raise SchedulerDown(f"{what} ended with {exit_code}: {said(stdout, stderr)}")
+    return stdout
+
+
+def said(stdout: str, stderr: str) -> str:
+    """The end of what a command said, for a message."""
+    return (stderr.strip() or stdout.strip() or "nothing")[-500:]

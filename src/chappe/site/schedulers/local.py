@@ -10,21 +10,26 @@ from chappe.core.errors import Invalid
 from chappe.site.schedulers.base import (
     Batch,
     BatchState,
+    NoHistory,
     Phase,
+    Quirks,
     SubmitRefused,
     SubmitUnclear,
-    pilot_body,
+    succeeded,
 )
+from chappe.site.schedulers.script import script
 
 _TOOL = Path(__file__).resolve().parent.parent / "localctl.py"
 NODES_MOST = 64
 _SIGNAL_NAMES = {9: "KILL", 15: "TERM"}
 
 
-class Local:
+class Local(NoHistory):
     """Text in, text out for localctl, which keeps its records in the directory `records`."""
 
     kind = "local"
+    #: Nobody else uses it, and what it says of processes it has just seen in /proc.
+    quirks = Quirks(shared=False, ends_seen=1, settle_s=0.0, verified="this machine")
 
     def __init__(self, records: str, python: str = sys.executable) -> None:
         self._command = [python, "-I", "-S", str(_TOOL), "--dir", records]
@@ -37,13 +42,12 @@ class Local:
                 field="nodes",
             )
         head = [
-            "#!/bin/sh",
             f"#LOCAL mark CHAPPE_SESSION={batch.session}",
             f"#LOCAL kill_s {batch.kill_s:g}",
         ]
         if batch.wall_s is not None:
             head.append(f"#LOCAL wall_s {batch.wall_s:g}")
-        return "\n".join([*head, pilot_body(batch)])
+        return script(batch, head)
 
     def submit_command(self, script: str, name: str) -> list[str]:
         """`localctl submit`."""
@@ -61,27 +65,31 @@ class Local:
             raise kind(f"localctl refused the script: {said}")
         raise SubmitUnclear(f"localctl ended with {exit_code} and said: {said}")
 
-    def find_command(self, name: str) -> list[str]:
+    def find_commands(self, name: str) -> list[list[str]]:
         """`localctl find`."""
-        return [*self._command, "find", name]
+        return [[*self._command, "find", name]]
 
-    def parse_find(self, stdout: str, name: str) -> list[str]:
+    def parse_find(self, stdout: str, name: str, stderr: str = "", exit_code: int = 0) -> list[str]:
         """The first word of each line whose second is `name`."""
-        rows = (line.split() for line in stdout.splitlines())
+        lines = succeeded(stdout, stderr, exit_code, "localctl find").splitlines()
+        rows = (line.split() for line in lines)
         return [row[0] for row in rows if len(row) == 2 and row[1] == name]
 
     def status_command(self, ids: Sequence[str]) -> list[str]:
         """`localctl status`."""
         return [*self._command, "status", *ids]
 
-    def parse_status(self, stdout: str) -> dict[str, BatchState]:
+    def parse_status(
+        self, stdout: str, stderr: str = "", exit_code: int = 0
+    ) -> dict[str, BatchState]:
         """Lines `ID STATE [key=value]...`; lines of another form are passed over."""
-        rows = (line.split() for line in stdout.splitlines())
+        lines = succeeded(stdout, stderr, exit_code, "localctl status").splitlines()
+        rows = (line.split() for line in lines)
         return {row[0]: _state(row[1], row[2:]) for row in rows if len(row) >= 2}
 
-    def cancel_command(self, scheduler_id: str) -> list[str]:
+    def cancel_command(self, ids: Sequence[str]) -> list[str]:
         """`localctl cancel`."""
-        return [*self._command, "cancel", scheduler_id]
+        return [*self._command, "cancel", *ids]
 
 
 def _state(word: str, rest: list[str]) -> BatchState:
