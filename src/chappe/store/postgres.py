@@ -26,6 +26,7 @@ from chappe.store.db import READERS, Store, notice_a_restore
 from chappe.store.line import CHANNEL, LOCK_NUMBER, PostgresLine
 from chappe.store.mark import Mark
 from chappe.store.migrate import migrate_postgresql
+from chappe.store.tx import COPY
 from chappe.store.writer import Writer
 
 log = structlog.get_logger("chappe.store.postgres")
@@ -88,7 +89,9 @@ def open_postgresql(url: URL, *, clock: Callable[[], float], data: Path | None) 
     Raises Unavailable: `locked` when another Hub writes there, `unsafe` when the server does not keep
     what it commits, `database` when it does not answer.
     """
-    line = PostgresLine(engine(url, _WRITER, NullPool))
+    writing = engine(url, _WRITER, NullPool)
+    sa.event.listen(writing, "do_executemany", _copy_rows)
+    line = PostgresLine(writing)
     with contextlib.ExitStack() as undo, in_words(url):
         undo.callback(line.close)
         conn = line.open()
@@ -121,6 +124,16 @@ def engine(url: URL, settings: dict[str, Any], pool: type[sa.Pool], **more: Any)
             f"PostgreSQL needs its driver ({e}): install it with pip install 'chappe[hub,postgresql]'",
             field="db",
         ) from None
+
+
+def _copy_rows(cursor: Any, statement: str, rows: list[tuple[Any, ...]], _context: object) -> bool:
+    """Carry out COPY … FROM STDIN with these rows. Here, a failure is SQLAlchemy's to name, as any other."""
+    if not statement.startswith(COPY):
+        return False
+    with cursor.copy(statement) as copy:
+        for row in rows:
+            copy.write_row(row)
+    return True
 
 
 def _take_any_text(connection: Any, _record: object) -> None:
