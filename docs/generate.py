@@ -42,6 +42,7 @@ def pages() -> Iterator[tuple[Path, str]]:
         "cli.md": command_line,
         "rest.md": rest,
         "configuration.md": configuration,
+        "batch-commands.md": batch_commands,
     }
     for name, make in makers.items():
         yield REFERENCE / name, NOTE + "\n" + make().strip() + "\n"
@@ -71,6 +72,31 @@ def command_line() -> str:
     lines = ["# Command line", ""]
     for context in commands(click.Context(root, info_name="chappe")):
         lines += command_section(context)
+    return "\n".join(lines)
+
+
+def batch_commands() -> str:
+    """What each flag of each front end means."""
+    from chappe.cli.fronts import TABLES
+
+    lines = [
+        "# Commands of batch systems",
+        "",
+        "What `chappe-sbatch` and the others do with each flag; how to use them is told in "
+        "[Keep your scripts](../howto/keep-your-scripts.md). A flag that stands in no table is refused.",
+    ]
+    said = {
+        "take": "taken",
+        "join": "taken; may be repeated",
+        "quiet": "changes nothing",
+        "note": "ignored with a note",
+        "refuse": "refused",
+    }
+    for name, table in TABLES.items():
+        lines += ["", f"## chappe-{name}", "", "| flag | what is done |", "|---|---|"]
+        for flag in table:
+            about = f": {flag.about}" if flag.about else ""
+            lines.append(f"| `{flag}` | {said[flag.does]}{about} |")
     return "\n".join(lines)
 
 

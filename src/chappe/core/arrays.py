@@ -149,6 +149,8 @@ def environment(task: Task) -> dict[str, str]:
     number = str(number_of(task.array))
     if task.dialect == "slurm":
         env |= {
+            "SLURM_JOB_ID": f"{number}_{index}",
+            "SLURM_JOBID": f"{number}_{index}",
             "SLURM_ARRAY_JOB_ID": number,
             "SLURM_ARRAY_TASK_ID": index,
             "SLURM_ARRAY_TASK_MIN": first,
@@ -159,8 +161,10 @@ def environment(task: Task) -> dict[str, str]:
     elif task.dialect == "pbs":
         # PBS Professional's two, and Torque's.
         env |= {"PBS_ARRAY_INDEX": index, "PBS_ARRAY_ID": f"{number}[]", "PBS_ARRAYID": index}
+        env["PBS_JOBID"] = f"{number}[{index}].chappe"
     elif task.dialect == "sge":
         env |= {
+            "JOB_ID": number,
             "SGE_TASK_ID": index,
             "SGE_TASK_FIRST": first,
             "SGE_TASK_LAST": last,
