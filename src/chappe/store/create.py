@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from chappe.core.errors import Conflict, Gone, Invalid
-from chappe.core.jobs import JobSpec, ParentPolicy, Retries
+from chappe.core.shapes import Shape
 from chappe.core.states import State
-from chappe.store.catalog import ShapeEntry
 from chappe.store.changes import settle
 from chappe.store.dialect import sql
-from chappe.store.jobrow import phase_of, text_of
+from chappe.store.jobrow import phase_of
 from chappe.store.prepare import Bad, Prepared, PreparedJob, PreparedSubmission
 from chappe.store.principal import Principal
 from chappe.store.tx import Insert, Tx, to_json
@@ -33,8 +32,6 @@ INSERT_SUBMISSION = sql("""
     INSERT INTO submission (project, id, statement, sig, not_after)
     VALUES (:project, :id, :statement, :sig, :not_after)
     ON CONFLICT (project, id) DO UPDATE SET id = excluded.id RETURNING n, statement, sig""")
-
-_DEFAULT_RETRIES = Retries()
 
 
 def create_jobs(tx: Tx, p: Principal, prepared: Prepared) -> CreateReply:
@@ -113,18 +110,19 @@ def _insert(
     submissions = insert_submissions(tx, p, prepared.submissions)
     first = tx.catalog.next_job
     tx.catalog.next_job += len(fresh)
-    tx.catalog.newest_at = max(tx.catalog.newest_at, tx.now)
+    tx.catalog.newest_at = newest_at = max(tx.catalog.newest_at, tx.now)
+    project, now = p.project_n, tx.now
     number = {job.spec.id: first + i for i, job in enumerate(fresh)}
     rows: list[tuple[Any, ...]] = []
     edges: list[tuple[int, int, int]] = []
     tags: list[tuple[int, str, str, int]] = []
     to_settle: list[int] = []
     waiting: dict[int, int] = {}
-    counts: dict[tuple[int, str, str], int] = {}
+    counts: dict[tuple[int, str, State], int] = {}
     # By identity: `prepare` makes one Shape for all Jobs that are alike, and comparing them costs.
-    interned: dict[int, ShapeEntry] = {}
+    interned: dict[int, tuple[int, int | None]] = {}
     for n, job in enumerate(fresh, first):
-        spec = job.spec
+        spec, app = job.spec, job.app
         state, open_parents = State.PREPROCESSED, 0
         if spec.parents:
             state = State.AWAITING_PARENTS
@@ -133,77 +131,42 @@ def _insert(
                 parent_n, is_open = parents[q]
                 edges.append((n, number[q] if parent_n is None else parent_n, pos))
                 open_parents += is_open
-        shape = interned.get(id(job.shape))
-        if shape is None:
-            shape = interned[id(job.shape)] = tx.intern(p.project_n, job.shape)
-        not_before = spec.not_before if spec.not_before and spec.not_before > tx.now else None
-        rows.append(_row(tx, p, n, job, state, shape.n, submissions, open_parents, not_before))
-        tx.event(p.project_n, "job", n, None, state)
-        key = (rows[-1][10] or 0, rows[-1][13] or "", state)
+        found = interned.get(id(job.shape))
+        if found is None:
+            found = interned[id(job.shape)] = _interned(tx, project, job.shape)
+        shape, site = found
+        not_before = spec.not_before if spec.not_before and spec.not_before > now else None
+        submission = None if job.submission is None else submissions[job.submission]
+        text, phase = state.value, phase_of(state)
+        # The values of INSERT_JOBS, in its order.
+        rows.append(
+            (n, project, spec.id, text, phase, shape, job.envelope.priority, 0, 0, job.max_attempts)  # noqa: RUF005
+            + (site, submission, job.idx, app, job.name, open_parents, job.policy, job.retries)
+            + (spec.takeover_s, not_before, newest_at, now, job.envelope_text, job.text, text)
+        )
+        tx.created(project, n, text)
+        key = (site or 0, app or "", state)
         counts[key] = counts.get(key, 0) + 1
         if not_before is not None:
             tx.effects.due = True
         elif state is State.PREPROCESSED:
-            waiting[shape.n] = waiting.get(shape.n, 0) + 1
-        tags += [(p.project_n, k, v, n) for k, v in job.envelope.tags.items()]
+            waiting[shape] = waiting.get(shape, 0) + 1
+        if job.envelope.tags:
+            tags += [(project, k, v, n) for k, v in job.envelope.tags.items()]
     tx.insert(INSERT_JOBS, rows)
     tx.insert(INSERT_EDGES, edges)
     tx.insert(INSERT_TAGS, tags)
-    for (site, app, counted), many in counts.items():
-        tx.count(p.project_n, site, app, counted, many)
+    for (site_n, app_name, counted), many in counts.items():
+        tx.count(project, site_n, app_name, counted, many)
     for shape_n, many in waiting.items():
         tx.waiting(shape_n, many)
     settle(tx, to_settle)
 
 
-def _row(
-    tx: Tx,
-    p: Principal,
-    n: int,
-    job: PreparedJob,
-    state: State,
-    shape_n: int,
-    submissions: list[int],
-    open_parents: int,
-    not_before: float | None,
-) -> tuple[Any, ...]:
-    """The values of INSERT_JOBS for one Job, in its order."""
-    spec = job.spec
-    one_site = len(spec.sites) == 1
-    site = tx.catalog.site_by_id[p.project_n, spec.sites[0]].n if one_site else None
-    app = spec.app.name if spec.app else None
-    policy = spec.on_parent_failure
-    return (
-        n,
-        p.project_n,
-        spec.id,
-        text_of(state),
-        phase_of(state),
-        shape_n,
-        job.envelope.priority,
-        0,
-        0,
-        job.max_attempts,
-        site,
-        None if job.submission is None else submissions[job.submission],
-        job.idx,
-        app,
-        spec.name or app or (spec.function.name if spec.function else _program(spec)),
-        open_parents,
-        None if policy is ParentPolicy.FAIL else policy,
-        None if spec.restarts == _DEFAULT_RETRIES else to_json(spec.restarts),
-        spec.takeover_s,
-        not_before,
-        tx.catalog.newest_at,
-        tx.now,
-        job.envelope_text,
-        job.text,
-        text_of(state),
-    )
-
-
-def _program(spec: JobSpec) -> str:
-    return (spec.command or ("",))[0].rsplit("/", 1)[-1]
+def _interned(tx: Tx, project: int, shape: Shape) -> tuple[int, int | None]:
+    """A Shape's row number, and its Site's when that is the only one."""
+    site = tx.catalog.site_by_id[project, shape.sites[0]].n if len(shape.sites) == 1 else None
+    return tx.intern(project, shape).n, site
 
 
 def insert_submissions(tx: Tx, p: Principal, submissions: list[PreparedSubmission]) -> list[int]:

@@ -18,7 +18,14 @@ from chappe.core import limits
 from chappe.core.dag import check_acyclic
 from chappe.core.errors import ChappeError, Invalid, TooLarge
 from chappe.core.ids import check_id, created_ms
-from chappe.core.jobs import Envelope, JobSpec, check_envelope, decode_spec
+from chappe.core.jobs import (
+    Envelope,
+    JobSpec,
+    ParentPolicy,
+    Retries,
+    check_envelope,
+    decode_spec,
+)
 from chappe.core.shapes import Shape, shape_of
 from chappe.store.catalog import Catalog
 from chappe.store.principal import Principal
@@ -26,6 +33,7 @@ from chappe.wire.jobs import CreateJobs, JobVerdict, NewJob
 from chappe.wire.submission import SIGNATURE_PREFIX, Statement, Submission
 
 _DEFAULT_ENVELOPE = Envelope()
+_DEFAULT_RETRIES = Retries()
 
 
 class PreparedJob(msgspec.Struct, gc=False):
@@ -39,6 +47,11 @@ class PreparedJob(msgspec.Struct, gc=False):
     submission: int | None
     idx: int
     max_attempts: int
+    #: What the row shows of the spec.
+    app: str | None
+    name: str
+    policy: str | None
+    retries: str | None
 
 
 class PreparedSubmission(msgspec.Struct):
@@ -146,6 +159,8 @@ def _prepare_job(
     shape = shapes.get(key)
     if shape is None:
         shape = shapes[key] = shape_of(spec)
+    app = spec.app.name if spec.app else None
+    policy = spec.on_parent_failure
     envelope_text = None if new.envelope == _DEFAULT_ENVELOPE else canonical(new.envelope)
     return PreparedJob(
         spec,
@@ -156,7 +171,15 @@ def _prepare_job(
         new.submission,
         new.idx,
         max_attempts,
+        app,
+        spec.name or app or (spec.function.name if spec.function else _program(spec)),
+        None if policy is ParentPolicy.FAIL else policy.value,
+        None if spec.restarts == _DEFAULT_RETRIES else msgspec.json.encode(spec.restarts).decode(),
     )
+
+
+def _program(spec: JobSpec) -> str:
+    return (spec.command or ("",))[0].rsplit("/", 1)[-1]
 
 
 def canonical(envelope: Envelope) -> str:

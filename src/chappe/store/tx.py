@@ -217,6 +217,14 @@ class Tx:
             )
         )
 
+    def created(self, project: int, job: int, state: str) -> None:
+        """The first Event of a Job (its row and its count are written by the caller)."""
+        seq = self.catalog.next_seq[project]
+        self.catalog.next_seq[project] = seq + 1
+        self.effects.events[project] = seq
+        now = self.now
+        self._events.append((project, seq, "job", job, None, state, 0, 0, now, now, None))
+
     def decided(
         self,
         project: int,
