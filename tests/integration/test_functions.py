@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import traceback
@@ -14,6 +15,8 @@ import pytest
 
 import chappe
 from chappe import AsyncClient, Client
+from chappe.core.publickeys import fingerprint
+from chappe.link.keys import SigningKey
 from chappe.sdk.errors import Invalid, JobCancelled, JobFailed, TooLarge
 from chappe.sdk.functions import FunctionApp
 from chappe.testing.cluster import until
@@ -238,6 +241,39 @@ def test_the_site_is_known_by_the_key_that_it_made(client: Client, place: Place)
             other.submit(app(len), "four").result(WITHIN_S)
     finally:
         pinned.unlink()
+
+
+def test_the_hub_tells_a_sites_key_and_a_new_one_must_be_accepted(
+    client: Client, place: Place, tmp_path: Path
+) -> None:
+    """Known before the first value came; changed, nothing is sent there; accepted only by its fingerprint."""
+    owner = place.chappe("site", "key", str(place.directory / SITE)).stdout.split()
+    assert owner[1] == fingerprint(owner[0])
+    (view,) = client.sites()
+    assert view.key == owner[0], "its agent told the hub"
+    with Client(config_file=place.hub.client_config, key=tmp_path / "key") as newcomer:
+        assert [k.state for k in newcomer.site_keys()] == ["new"]
+        newcomer.submit(app(len), "four")  # not trusted there: it will be refused
+        assert [(k.state, k.known) for k in newcomer.site_keys()] == [("known", owner[1])]
+    old = SigningKey(bytes(32)).public_b64
+    (tmp_path / "known_sites" / view.id).write_text(old + "\n")
+    user = {"CHAPPE_KEY": str(tmp_path / "key")}
+    with Client(config_file=place.hub.client_config, key=tmp_path / "key") as user_again:
+        with pytest.raises(chappe.SiteKeyChanged, match="chappe site accept"):
+            user_again.submit(app(len), "four")
+        with pytest.raises(chappe.SiteKeyChanged):
+            user_again.know_site(view.id, owner[0])
+    shown = place.chappe("site", "keys", **user)
+    assert shown.returncode == 1
+    assert "changed" in shown.stdout
+    assert fingerprint(old) in shown.stderr
+    wrong = place.chappe("site", "accept", SITE, fingerprint(old), **user)
+    assert wrong.returncode != 0
+    assert "nothing was accepted" in wrong.stderr
+    assert place.chappe("site", "keys", **user).returncode == 1
+    assert place.chappe("site", "accept", SITE, owner[1], **user).returncode == 0
+    shown = place.chappe("site", "keys", "--json", **user)
+    assert (shown.returncode, json.loads(shown.stdout)["state"]) == (0, "known")
 
 
 def _posts(place: Place) -> int:

@@ -84,7 +84,7 @@ def test_a_signed_function_is_called_and_its_value_is_sealed(victim: Victim) -> 
     report = victim.hub.report(job)
     assert (report.kind, report.outcome and report.outcome.exit) == ("end", 0), report
     assert victim.runs(job) == 1
-    key = public_key(victim.paths.root)
+    key = public_key(victim.paths.root).key
     opened = values.unseal(report.body, job, lambda site, _: key if site == victim.site else "")
     assert (report.media, opened.statement.media, opened.body) == (VALUE, values.MSGPACK, b"\xc0")
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
 
 from chappe.core import limits
+from chappe.core.access import Reach
 from chappe.core.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge
 from chappe.core.jobs import AppRef
 from chappe.core.parameters import Kind, Parameter
-from chappe.store import principal, queries, sites
+from chappe.store import audit, principal, queries, sites
 from chappe.store.tx import Effects
 from chappe.testing.store import TRUE, PilotRig, SiteRig, StoreRig, cores, held
+from chappe.wire.people import AuditEntry
 from chappe.wire.sites import (
     AgentHello,
     AgentSync,
@@ -84,6 +87,36 @@ def test_apps_are_replaced_as_a_whole(rig: StoreRig, site: SiteRig) -> None:
     rig.restart()
     with pytest.raises(Invalid, match="a number"):
         rig.submit(rig.spec(site, app=AppRef("model"), parameters={"n": "x"}))
+
+
+def test_a_sites_key_is_kept_and_another_one_is_told_and_audited(
+    rig: StoreRig, site: SiteRig
+) -> None:
+    def shown() -> str:
+        return rig.ask(queries.get_site, rig.user, "paris", rig.clock.now).key
+
+    def tell(key: str) -> None:
+        rig.do(sites.publish_apps, site.principal, site.id, PublishApps([TRUE], key))
+
+    one, other = (base64.b64encode(bytes([n]) * 32).decode() for n in (1, 2))
+    assert shown() == ""
+    tell(one)
+    tell("")  # an agent that cannot read it, or is of an earlier version
+    tell(one)
+    assert shown() == one
+    assert "site.key" not in [act.action for act in _audit(rig)]
+    for nonsense in ("x", one[:-4], "é" * 43 + "="):
+        with pytest.raises(Invalid, match="32 bytes"):
+            tell(nonsense)
+    tell(other)
+    assert shown() == other
+    (act,) = [act for act in _audit(rig) if act.action == "site.key"]
+    assert (act.actor, act.subject) == ("site paris", "paris")
+    assert act.details == {"before": one, "key": other}
+
+
+def _audit(rig: StoreRig) -> list[AuditEntry]:
+    return rig.ask(audit.page, rig.user, Reach.PROJECT, 100, None).entries
 
 
 @pytest.mark.parametrize(

@@ -61,11 +61,53 @@ def init(out: Out, directory: Path, name: str | None, trust: str | None) -> None
 @_DIRECTORY
 @with_output
 def key(out: Out, directory: Path) -> None:
-    """Show the site's own public key, by which users know what its functions returned."""
+    """Show the site's own public key, by which users know what its functions returned.
+
+    Users compare the fingerprint, its second line, with what `chappe site keys` shows them.
+    """
     from chappe.site.init import public_key  # here: `--help` does without it
 
     found = public_key(directory)
-    out.one({"key": found}, out.say, found)
+    out.one(found, out.say, f"{found.key}\n{found.fingerprint}")
+
+
+@command.command()
+@with_output
+def keys(out: Out) -> None:
+    """List by which key each site is known here, and which one the hub tells. Exit 1 when one was changed.
+
+    A site's key is taken when a function is first sent there, and only compared from then on.
+    """
+    with out.client() as client:
+        found = client.site_keys()
+    out.many(
+        found,
+        ("SITE!", "STATE!", "FINGERPRINT"),
+        lambda k: (k.name, k.state, k.fingerprint or k.known),
+        "no sites: make one with chappe site init DIRECTORY",
+    )
+    changed = [k for k in found if k.state == "changed"]
+    for k in changed:
+        click.echo(
+            f"site {k.name} was known by {k.known}: somebody may be in between. If its owner made a new "
+            f"key, ask for its fingerprint (chappe site key), then: chappe site accept {k.name} FINGERPRINT",
+            err=True,
+        )
+    sys.exit(FAILED if changed else OK)
+
+
+@command.command()
+@click.argument("name")
+@click.argument("fingerprint")
+@with_output
+def accept(out: Out, name: str, fingerprint: str) -> None:
+    """Know site NAME by its new key, which has this FINGERPRINT.
+
+    Ask the site's owner for it: `chappe site key` shows it there. Refused when the hub tells another key.
+    """
+    with out.client() as client:
+        found = client.accept_site_key(name, fingerprint)
+    out.one(found, out.say, f"{found.name}  known by {found.fingerprint}")
 
 
 @command.command()

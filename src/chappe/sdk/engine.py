@@ -22,7 +22,7 @@ from chappe.core.states import FINAL_PHASES
 from chappe.link.clock import now
 from chappe.link.http import RETRY, HubClient, RetryPolicy
 from chappe.link.keys import SigningKey, default_path, load_or_create
-from chappe.sdk import logs, sending
+from chappe.sdk import logs, sending, sitekeys
 from chappe.sdk.admin import Admin
 from chappe.sdk.config import Settings
 from chappe.sdk.drafts import Draft
@@ -36,7 +36,7 @@ from chappe.wire.events import Event, EventPage, parse_cursor
 from chappe.wire.jobs import CreateReply, JobFilter, JobPage, JobView, QueryJobs, Why
 from chappe.wire.logs import LogPage
 from chappe.wire.results import AskResults, Results
-from chappe.wire.sites import Whoami
+from chappe.wire.sites import SiteView, Whoami
 
 _IN_FLIGHT = 3
 #: A script that submits outlasts a restart of the Hub.
@@ -82,7 +82,7 @@ class Engine:
         self._me: Whoami | None = None
         self._key: SigningKey | None = None
         self._keyring: Keyring | None = None
-        self._sites: dict[str, str] = {}
+        self._sites: dict[str, SiteView] = {}
 
     async def aclose(self) -> None:
         """Close the stream and the connections."""
@@ -125,8 +125,8 @@ class Engine:
         """Names and ids of Sites, each with its id; read again when one of `names` is not known."""
         if not self._sites.keys() >= set(names):
             views = await self.admin.sites()
-            self._sites = {v.id: v.id for v in views} | {v.name: v.id for v in views}
-        return self._sites
+            self._sites = {v.id: v for v in views} | {v.name: v for v in views}
+        return {name: view.id for name, view in self._sites.items()}
 
     async def site_names(self) -> dict[str, str]:
         """Each Site's name by its id: what the Hub answers holds ids."""
@@ -148,9 +148,13 @@ class Engine:
             site for t in {id(d.template): d.template for d in drafts}.values() for site in t.sites
         }
         me = await self.whoami()
+        sites = await self.site_ids(names)
+        # What a function returns is believed by its Site's key: where that was changed, nothing is sent.
+        called = {s for d in drafts if d.template.function is not None for s in d.template.sites}
+        sitekeys.check((self._sites[s] for s in called if s in self._sites), self.keyring())
         context = sending.Context(
             project=me.project,
-            sites=await self.site_ids(names),
+            sites=sites,
             key=self.key(),
             not_after=now() + limits.NOT_AFTER_DEFAULT_S,
         )

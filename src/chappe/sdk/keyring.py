@@ -1,7 +1,7 @@
 """By which key this user knows each Site: pinned at first use, like the hosts of ssh.
 
-One file a Site, made once and never replaced: `known_sites/<id>` beside the user's own key. A Site that
-signs with another key than it did at first is not believed until the user removes the file.
+One file a Site: `known_sites/<id>` beside the user's own key. A Site that signs, or is said to sign, with
+another key than at first is not believed until the user accepts the new one by its fingerprint.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 from pathlib import Path
 
 from chappe.core.ids import check_id
-from chappe.link.files import write_new
+from chappe.link.files import write_atomic, write_new
 from chappe.sdk.errors import Conflict
 
 DIRECTORY = "known_sites"
@@ -50,8 +50,23 @@ class Keyring:
         if known != named:
             raise SiteKeyChanged(
                 f"site {site} signs with the key {named[:60]}, and is known by {known}: somebody may be "
-                "in between. If its owner made a new key (`chappe site key` shows it there), remove "
-                f"{self._directory / site}",
+                "in between. If its owner made a new key (`chappe site key` shows it there), say so: "
+                "`chappe site accept SITE FINGERPRINT`",
                 field="site",
             )
         return known
+
+    def known(self, site: str) -> str | None:
+        """The key that `site` is known by, None before its first use. Raises OSError, Invalid as `pin`."""
+        check_id(site, "site")
+        try:
+            return (self._directory / site).read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            return None
+
+    def replace(self, site: str, key: str) -> None:
+        """Know `site` by `key` from now on, whatever it was known by. Raises OSError, Invalid as `pin`."""
+        check_id(site, "site")
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(self._directory / site, key.encode() + b"\n", 0o600)
+        self._known[site] = key

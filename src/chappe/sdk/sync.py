@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from chappe.link.results import VALUE
-from chappe.sdk import acts, config, drafts, values
+from chappe.sdk import acts, config, drafts, sitekeys, values
 from chappe.sdk import stats as figures
 from chappe.sdk.drafts import Draft, Options
 from chappe.sdk.engine import Engine, Where, filter_of
@@ -28,6 +28,7 @@ from chappe.sdk.loop import Loop
 from chappe.sdk.progress import Progress
 from chappe.sdk.results import ResultFile
 from chappe.sdk.selections import Changes, Selection, change_of
+from chappe.sdk.sitekeys import SiteKey
 from chappe.sdk.sync_admin import SyncAdmin
 from chappe.sdk.sync_people import SyncPeople
 from chappe.wire.bulk import JobCount
@@ -249,9 +250,19 @@ class Client:
     def know_site(self, site: str, key: str) -> None:
         """Know a Site (its id) by this public key, as `chappe site key` shows it, and by no other.
 
-        Without it the key is taken from the first value that a function there returns. Raises SiteKeyChanged.
+        Without it the key is the one that the Hub tells when a function is first sent there. Raises
+        SiteKeyChanged.
         """
         self._engine.keyring().key_of(site, key)
+
+    def site_keys(self) -> list[SiteKey]:
+        """By which key each Site is known here, and which one the Hub tells."""
+        return sitekeys.listed(self.sites(), self._engine.keyring())
+
+    def accept_site_key(self, site: str, fingerprint: str) -> SiteKey:
+        """Know a Site (name or id) by its present key, whose fingerprint its owner reads with `chappe site
+        key`. Raises Invalid, and changes nothing, when the Hub tells another."""
+        return sitekeys.accept(self.sites(), site, fingerprint, self._engine.keyring())
 
     @property
     def people(self) -> SyncPeople:

@@ -20,6 +20,7 @@ from chappe.link.apps import AppProblem, load_app, to_view
 from chappe.link.clock import boottime
 from chappe.link.http import NO_RETRY, HubClient
 from chappe.link.joblogs import JobLogs
+from chappe.link.keys import KeyProblem, load_or_create
 from chappe.link.logdesk import LogDesk
 from chappe.site.batch import BatchJobs
 from chappe.site.config import SiteConfig
@@ -265,13 +266,26 @@ class HubLoop:
                 continue
             views[view.name] = view
         apps = list(views.values())[: limits.APPS_PER_SITE]
-        await self._hub.request("PUT", f"{self._base}/apps", PublishApps(apps), retry=NO_RETRY)
+        body = PublishApps(apps, self._public_key())
+        await self._hub.request("PUT", f"{self._base}/apps", body, retry=NO_RETRY)
         self._apps_seen = seen
         log.info("apps published", apps=sorted(views))
 
+    def _public_key(self) -> str:
+        """The key by which users know what functions return here; "" when it cannot be read."""
+        try:
+            return load_or_create(self._paths.signing_key).public_b64
+        except KeyProblem as e:
+            log.warning("the site's own key is not fit for use", error=e.message)
+            return ""
+
     def _look_at_apps(self) -> object:
+        """The files of which the Hub is told; something else when one of them was changed."""
+        files = sorted(self._paths.apps.glob("*.toml"))
+        if self._paths.signing_key.exists():
+            files.append(self._paths.signing_key)
         return [
             (path.name, stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            for path in sorted(self._paths.apps.glob("*.toml"))
+            for path in files
             for stat in [path.stat()]
         ]

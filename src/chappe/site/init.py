@@ -15,6 +15,7 @@ import msgspec
 from chappe.core.errors import Conflict, Invalid
 from chappe.core.hidden import HidesToken
 from chappe.core.ids import check_id
+from chappe.core.publickeys import fingerprint
 from chappe.link import trust
 from chappe.link.clock import new_id
 from chappe.link.files import write_atomic
@@ -131,11 +132,19 @@ def init_site(
     return NewSiteMade(str(paths.root), reply.id, reply.name, reply.project, key.public_b64)
 
 
-def public_key(directory: Path | str) -> str:
-    """The public half (base64) of a Site's own key. Raises SiteProblem, KeyProblem."""
+class OwnKey(msgspec.Struct, frozen=True):
+    """The public half (base64) of a Site's own key, and what people compare instead of it."""
+
+    key: str
+    fingerprint: str
+
+
+def public_key(directory: Path | str) -> OwnKey:
+    """The key by which users know a Site. Raises SiteProblem, KeyProblem."""
     paths = SitePaths.of(Path(directory))
     load(paths.root)
-    return load_or_create(paths.signing_key).public_b64
+    key = load_or_create(paths.signing_key).public_b64
+    return OwnKey(key, fingerprint(key))
 
 
 def token_place(directory: Path) -> Path:

@@ -94,7 +94,7 @@ COUNTS = sql("""
     ORDER BY 1, 2, 3""")
 
 SITES = sql("""
-    SELECT s.n, s.id, s.name, s.agent_seen_at, s.agent_host,
+    SELECT s.n, s.id, s.name, s.agent_seen_at, s.agent_host, s.key,
            (SELECT CAST(COALESCE(sum(count), 0) AS bigint) FROM counter WHERE site = s.n
             AND state IN ('PREPROCESSED', 'RESTART_READY', 'AWAITING_PARENTS')) AS waiting,
            (SELECT CAST(COALESCE(sum(count), 0) AS bigint) FROM counter WHERE site = s.n
@@ -296,6 +296,7 @@ def list_sites(conn: Connection, p: Principal, now: float) -> list[SiteView]:
             sessions=sessions.get(row.id, []),
             waiting=row.waiting,
             running=row.running,
+            key=row.key,
         )
         for row in rows
     ]

@@ -12,6 +12,7 @@ from chappe.core.batchjobs import check_intent
 from chappe.core.errors import Conflict, Forbidden, Invalid, TooLarge
 from chappe.core.ids import check_id
 from chappe.core.leases import Reason
+from chappe.core.publickeys import is_public_key
 from chappe.store import audit, tokens
 from chappe.store.catalog import SiteEntry, app_entry
 from chappe.store.deaths import session_dead
@@ -61,6 +62,9 @@ REVOKE_SITE = sql("""
 INSERT_APPS = sql("""
     INSERT INTO app (site, name, view)
     SELECT :site, v.name, v.view FROM rows(:rows, name text, view text) v""")
+
+KEY = sql("SELECT key FROM site WHERE n = :site")
+SET_KEY = sql("UPDATE site SET key = :key WHERE n = :site")
 
 AGENT = sql("SELECT agent, agent_host, agent_seen_at FROM site WHERE n = :site")
 
@@ -167,8 +171,10 @@ def delete_site(tx: Tx, p: Principal, id: str) -> None:
 
 
 def publish_apps(tx: Tx, p: Principal, id: str, body: PublishApps) -> None:
-    """Replace the Site's Apps by these."""
+    """Replace the Site's Apps by these, and keep the key that it tells."""
     entry = site_of(tx, p, id)
+    if body.key:
+        _keep_key(tx, p, entry, body.key)
     if len(body.apps) > limits.APPS_PER_SITE:
         raise TooLarge(f"at most {limits.APPS_PER_SITE} apps a site", field="apps")
     apps = {app.name: app_entry(app) for app in body.apps}
@@ -180,6 +186,23 @@ def publish_apps(tx: Tx, p: Principal, id: str, body: PublishApps) -> None:
         tx.write(INSERT_APPS, site=entry.n, rows=rows)
     entry.apps = apps
     _tell(tx, p, "site", id=id, name=entry.name, state="apps", apps=sorted(apps))
+
+
+def _keep_key(tx: Tx, p: Principal, entry: SiteEntry, key: str) -> None:
+    """A Site's public key, for users to know it by. Another one than before is told and audited."""
+    if not is_public_key(key):
+        raise Invalid("a key is 32 bytes in base64", field="key")
+    ((before,),) = tx.read(KEY, site=entry.n)
+    if key == before:
+        return
+    tx.write(SET_KEY, site=entry.n, key=key)
+    if before:
+        _tell(tx, p, "site", id=entry.id, name=entry.name, state="key")
+        who = f"site {entry.name}"
+        details = {"before": before, "key": key}
+        audit.append(
+            tx, p.project_n, who, p.token_prefix, p.address, "site.key", entry.name, details
+        )
 
 
 def hello(tx: Tx, p: Principal, id: str, body: AgentHello) -> None:

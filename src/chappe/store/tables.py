@@ -148,6 +148,7 @@ site = Table(
     Column("agent_host", Text, nullable=False, server_default=""),
     Column("agent_seen_at", Float),
     Column("created_at", Float, nullable=False),
+    Column("key", Text, nullable=False, server_default=""),
     sa.UniqueConstraint("project", "id"),
     sa.UniqueConstraint("project", "name"),
     sqlite_autoincrement=True,

@@ -42,7 +42,8 @@ class SessionView(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SiteView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A Site. `online` while its agent is heard; `waiting` counts Jobs that it could take."""
+    """A Site. `online` while its agent is heard; `waiting` counts Jobs that it could take. `key` is the
+    public one (base64) that it signs with what functions return, "" while it has told none."""
 
     id: str
     name: str
@@ -52,6 +53,7 @@ class SiteView(msgspec.Struct, frozen=True, omit_defaults=True):
     sessions: list[SessionView] = []
     waiting: int = 0
     running: int = 0
+    key: str = ""
 
 
 class AppView(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -69,10 +71,12 @@ class AppView(msgspec.Struct, frozen=True, omit_defaults=True):
     site: str = ""
 
 
-class PublishApps(msgspec.Struct, frozen=True):
-    """`PUT /v1/sites/{id}/apps`: all Apps of the Site; what is missing is withdrawn."""
+class PublishApps(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`PUT /v1/sites/{id}/apps`: all Apps of the Site; what is missing is withdrawn. `key`: its public key
+    (see SiteView); without one, what was told before stays."""
 
     apps: list[AppView]
+    key: str = ""
 
 
 class AgentHello(msgspec.Struct, frozen=True, omit_defaults=True):
