@@ -15,6 +15,7 @@ from threading import Event
 from chappe.core import limits
 from chappe.link.clock import boottime
 from chappe.sdk.sync import Job
+from chappe.testing import manysites
 from chappe.testing.cluster import Cluster, until
 from chappe.testing.history import read_traces
 from chappe.testing.site import RunningSite
@@ -156,6 +157,27 @@ def taken_over(directory: Path, over: Event) -> None:
             assert told[0]["stale_lease"] == 1
 
 
+def crowd(directory: Path, over: Event) -> None:
+    """50 Sites with 500 Sessions that are heard every 20 s and otherwise say nothing: for longer than a
+    Session's time to live nothing of theirs ends, and no Job is granted twice."""
+    with Cluster(directory / "c") as cluster:
+        hub = cluster.hub
+        settings = manysites.Settings(
+            hub.url, hub.token, hub.project, hub.ca_file, "crowd", 50, 10, 20.0
+        )
+        with manysites.start(settings) as process:
+            assert manysites.wait_ready(process), "they are all heard"
+            pause(limits.SESSION_TTL_S + 25, over)
+            sessions = [s for site in cluster.client.sites() for s in site.sessions]
+            jobs = list(cluster.client.views(phase="running"))
+            report = manysites.end(process)
+        assert report.problems == []
+        assert report.syncs >= 500 * (limits.SESSION_TTL_S // settings.sync_s)
+        assert Counter(s.state for s in sessions) == {"live": 500}
+        assert Counter(s.held for s in sessions) == {0: 250, 1: 250}
+        assert Counter((j.state, j.epoch, j.attempt) for j in jobs) == {("RUNNING", 1, 1): 250}
+
+
 def is_silent(cluster: Cluster, site: RunningSite) -> bool:
     """Whether the hub has not heard a Session of this Site for its time to live."""
     sessions = cluster.client.admin.sessions()
@@ -171,6 +193,7 @@ def _ended(cluster: Cluster, jobs: list[Job]) -> int:
 
 
 SCENARIOS: dict[str, Callable[[Path, Event], None]] = {
+    "crowd": crowd,
     "hub_away": hub_away,
     "pilot_frozen": pilot_frozen,
     "taken_over": taken_over,

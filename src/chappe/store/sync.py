@@ -54,12 +54,17 @@ PUT_RESULTS = Insert(
 
 def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
     """One sync of a pilot. Raises SessionDead when its Session was proven dead."""
+    return answer(tx, p, req)[0]
+
+
+def answer(tx: Tx, p: Principal, req: SyncRequest) -> tuple[SyncReply, bool]:
+    """As `sync`; and whether this was a repeated request, which was granted nothing new."""
     session = _session(tx, p, req)
     _check_bounds(tx, req)
     tx.notice(req.seen)
     by_id = tx.catalog.leases[session.n]
     if req.request_no <= session.last_request:
-        return _repeat(tx, session, req, by_id)
+        return _repeat(tx, session, req, by_id), True
     # A Session that had answers before its first request was made known anew, after a restore.
     forgotten = session.last_request == 0 and req.answered > 0
     if forgotten or session.incarnation != tx.catalog.incarnation:
@@ -80,7 +85,7 @@ def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
     tx.heard(p.site_n, session.n)
     reply = _reply(tx, session, req, by_id, verdicts)
     acquire_grants(tx, p, session, req, reply)
-    return reply
+    return reply, False
 
 
 def acquire(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:

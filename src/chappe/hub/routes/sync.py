@@ -31,12 +31,12 @@ async def sync(call: Call[SyncRequest, None]) -> SyncReply:
     if p.session_n is not None:
         hub.liveness.ends(p.session_n, req.hard_end_in_s)
     with hub.polls.poll(key, req.request_no, tuple(groups)) as poll:
-        reply = await hub.write(store.sync, p, req)
+        reply, repeated = await hub.write(store.answer, p, req)
         _heard(hub, p.session_n)
         hub.metrics.sync(reply)
         reply = _with_wishes(call, reply)
         if req.wait_s > 0 and _says_nothing(reply):
-            if has_room:
+            if has_room and repeated:
                 # A repeated request was answered from the rows; what came after it is granted now.
                 poll.hint()
             reply = await _wait(call, poll, reply)
