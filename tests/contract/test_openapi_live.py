@@ -95,6 +95,7 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
     for path in ("", "/events", "/why", "/parents"):
         await call("GET", "/v1/jobs/{id}" + path, id=child)
     await call("GET", "/v1/sites/{id}", id=w.site_id)
+    await call("GET", "/v1/sites/{id}/demand", id=w.site_id)
     await call("POST", "/v1/jobs/query", QueryJobs(JobFilter()))
     await call("POST", "/v1/jobs/results", AskResults([child]))
     await call("POST", "/v1/jobs/count", JobFilter(tags={"a": "b"}))

@@ -25,6 +25,7 @@ from chappe.site.book import (
     Wanted,
 )
 from chappe.site.config import SiteConfig
+from chappe.site.elastic import Elastic
 from chappe.site.paths import SitePaths
 from chappe.site.schedulers.base import Phase
 from chappe.site.wakeup import Wakeups
@@ -142,7 +143,9 @@ def test_a_session_that_the_hub_forgot_is_to_be_registered_again(tmp_path: Path)
 def test_a_session_is_named_also_while_it_is_registered_again(tmp_path: Path) -> None:
     """Or a restored hub would think that it knows all, and grant again what runs there."""
     book = Book(tmp_path / "book")
-    jobs = BatchJobs(SitePaths.of(tmp_path), cast(SiteConfig, None), book, Wakeups())
+    jobs = BatchJobs(
+        SitePaths.of(tmp_path), cast(SiteConfig, None), book, cast(Elastic, None), Wakeups()
+    )
     ident = new_id()
     book.add(*life(ident)[:6])
     session = book.batches[ident].session

@@ -28,6 +28,7 @@ def test_the_defaults_shown_as_comments_are_the_defaults() -> None:
     text = uncommented(config.TEMPLATE).replace('env = { NAME = "value" }', "env = {}")
     text = text.replace("named = { licence = 4 }", "named = {}")
     text = re.sub(r"queues = \{ debug.*", "queues = {}", text)
+    text = re.sub(r"accounts = \{ phys.*", "accounts = {}", text)
     parsed = config.parse(text, "site.toml")
     assert parsed.functions.environments == {"default": FunctionEnvironment()}
     template = config.parse(config.TEMPLATE, "site.toml")

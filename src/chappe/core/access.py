@@ -96,6 +96,7 @@ RULES: Mapping[str, Row] = {
     "PUT /v1/sites/{id}/apps": _SITE,
     "POST /v1/sites/{id}/agent": _SITE,
     "POST /v1/sites/{id}/sync": _SITE,
+    "GET /v1/sites/{id}/demand": _VIEW | _SITE,
     "GET /v1/apps": _VIEW | _AT_SITE,
     # allocations
     "GET /v1/batch-jobs": _VIEW | _SITE,

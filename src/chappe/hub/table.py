@@ -81,6 +81,7 @@ ROUTES: tuple[Route, ...] = (
     Route("PUT", "/v1/sites/{id}/apps", sites.publish_apps),
     Route("POST", "/v1/sites/{id}/agent", sites.hello, (409,), limit_bytes=SMALL),
     Route("POST", "/v1/sites/{id}/sync", sites.sync, (409,)),
+    Route("GET", "/v1/sites/{id}/demand", sites.demand),
     Route("GET", "/v1/apps", sites.apps, (404,)),
     # allocations
     Route("GET", "/v1/batch-jobs", batch.index, (404,)),

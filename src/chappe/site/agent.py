@@ -26,6 +26,7 @@ from chappe.site import schedulers, status
 from chappe.site.batch import BatchJobs
 from chappe.site.book import Book
 from chappe.site.calls import Calls
+from chappe.site.elastic import Elastic
 from chappe.site.hubloop import AgentId, HubLoop, Superseded, greet
 from chappe.site.paths import SitePaths
 from chappe.site.relay import Relay
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 
 CRASH_POINTS = (
     "agent.after_greeting",
+    "agent.after_decision",
     "agent.after_registered",
     "agent.after_intent",
     "agent.after_submit",
@@ -200,11 +202,12 @@ async def _run(
 ) -> None:
     wakeups = Wakeups()
     scheduler = schedulers.make(config.scheduler.kind, str(paths.scheduler_records))
-    jobs = BatchJobs(paths, config, book, wakeups)
+    elastic = Elastic(config, book, wakeups)
+    jobs = BatchJobs(paths, config, book, elastic, wakeups)
     calls = Calls(paths.calls, config.policy, shared=scheduler.quirks.shared)
-    steps = Steps(paths, config, scheduler, calls, hub, jobs, wakeups)
+    steps = Steps(paths, config, scheduler, calls, hub, jobs, elastic, wakeups)
     undertaker = Undertaker(paths, config, jobs, wakeups)
-    link = HubLoop(paths, config, hub, jobs, wakeups, me)
+    link = HubLoop(paths, config, hub, jobs, elastic, wakeups, me)
     log.info("agent started", site=config.site.name, agent=me.agent, pid=os.getpid())
     on_ready()
     serving: dict[str, Loop] = {}

@@ -1,6 +1,6 @@
 """BatchJobs: what this Site knows of them, and what its loops tell and ask each other about them.
 
-A BatchJob is wanted (by the Hub's order, or by ourselves to keep `[pilot] keep` pilots alive), registered
+A BatchJob is wanted (by the Hub's order, or by our own decision, `elastic`), registered
 (the Hub knows it and gave its Session a token; session.json is written), intended (written down before the
 scheduler is called), submitted, over (the scheduler's proof), buried (the dead pilot's last words are passed
 on), and forgotten when the Hub has taken note. `steps` leads from wanted to submitted, `watch` to over,
@@ -15,7 +15,7 @@ import structlog
 
 from chappe.core import faults, limits
 from chappe.core.ids import is_uuid7
-from chappe.link.clock import boottime, new_id, now
+from chappe.link.clock import new_id, now
 from chappe.site import sessions
 from chappe.site.book import (
     Accepted,
@@ -33,6 +33,7 @@ from chappe.site.book import (
     Wanted,
 )
 from chappe.site.config import SiteConfig
+from chappe.site.elastic import Elastic
 from chappe.site.paths import SitePaths
 from chappe.site.schedulers.base import OVER, BatchState, Phase
 from chappe.site.wakeup import Wakeups
@@ -40,9 +41,6 @@ from chappe.wire.sites import BatchJobIntent, BatchJobOrder, BatchJobReport, Bat
 
 log = structlog.get_logger()
 
-QUICK_DEATH_S = 60.0
-FIRST_DELAY_S = 2.0
-MOST_DELAY_S = 300.0
 HARD_END_MARGIN_S = 600.0
 """Beyond an allocation's time: what a scheduler may take to begin and to end it, and clocks may differ."""
 FINAL = frozenset(str(phase) for phase in OVER)
@@ -51,17 +49,18 @@ FINAL = frozenset(str(phase) for phase in OVER)
 class BatchJobs:
     """The BatchJobs of this Site. Every change is in the book before anybody acts on it."""
 
-    def __init__(self, paths: SitePaths, config: SiteConfig, book: Book, wakeups: Wakeups) -> None:
+    def __init__(
+        self, paths: SitePaths, config: SiteConfig, book: Book, elastic: Elastic, wakeups: Wakeups
+    ) -> None:
         self._paths = paths
         self._config = config
         self._book = book
+        self._elastic = elastic
         self._wakeups = wakeups
         self._silent: set[str] = set()
         self._ends: dict[str, int] = {}
         self._listed: dict[str, float] = {}
         self._again: set[str] = set()
-        self._quick_deaths = 0
-        self._keep_after = 0.0
 
     def all(self) -> list[Batch]:
         """All of them, oldest first."""
@@ -260,38 +259,10 @@ class BatchJobs:
         if batch.over:
             faults.reach("agent.after_end_seen")
             log.info("allocation over", batch_job=batch.id, phase=str(phase), message=message)
-            if batch.wanted.kept:
-                self._slow_down(at - batch.wanted.at)
+            self._elastic.ended(batch, at)
             self._wakeups.bury.set()
             self._ends.pop(batch.id, None)
             self._listed.pop(batch.id, None)
         # Where the policy bounds what waits or runs, this may make room for another.
         self._wakeups.batches.set()
         self._wakeups.report.set()
-
-    # -- pilots to keep ------------------------------------------------------------------------------
-
-    def keep(self) -> None:
-        """Want as many allocations as pilots are missing, unless pilots die at once just now."""
-        if boottime() < self._keep_after:
-            return
-        for _ in range(self._missing()):
-            batch_job = new_id()
-            self._book.add(Wanted(batch_job, BatchJobIntent(), new_id(), kept=True, at=now()))
-            log.info("a pilot is missing: asking for an allocation", batch_job=batch_job)
-
-    def keep_again_at(self) -> float | None:
-        """When to call `keep` again (CLOCK_BOOTTIME); None when no pilot is missing."""
-        return self._keep_after if self._missing() > 0 else None
-
-    def _missing(self) -> int:
-        kept = (b for b in self._book.batches.values() if b.wanted.kept)
-        return self._config.pilot.keep - sum(not b.over and not b.cancel for b in kept)
-
-    def _slow_down(self, lived_s: float) -> None:
-        """Pilots that die at once are not asked for as fast as they die."""
-        self._quick_deaths = self._quick_deaths + 1 if lived_s < QUICK_DEATH_S else 0
-        if self._quick_deaths:
-            delay = min(MOST_DELAY_S, FIRST_DELAY_S * 2 ** (self._quick_deaths - 1))
-            self._keep_after = boottime() + delay
-            log.info("waiting before the next pilot", in_s=delay, quick_deaths=self._quick_deaths)

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from chappe.link.spool import SpoolCorrupt, SpoolWriter, set_aside
+from chappe.site.memory import Decided, Memory, NodeSeen, Told
 from chappe.site.schedulers.base import OVER, Phase
 from chappe.wire.sites import BatchJobIntent
 
@@ -25,13 +26,15 @@ OVER_MOST = 2_000
 
 
 class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
-    """A BatchJob was taken up. `kept`: we made it ourselves for `[pilot] keep`."""
+    """A BatchJob was taken up. `kept`: we made it ourselves (`site.elastic`); with `idle_s` it ends when
+    it was idle for so long."""
 
     id: str
     intent: BatchJobIntent
     session: str
     kept: bool
     at: float
+    idle_s: float | None = None
 
 
 class Registered(msgspec.Struct, frozen=True, tag="registered"):
@@ -105,6 +108,10 @@ Entry = (
     | Buried
     | Accepted
     | Forgotten
+    | Decided
+    | Told
+    | NodeSeen
+    | Memory
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -186,13 +193,13 @@ class Batch:
                 self.buried = True
             case Accepted():
                 self.accepted = entry.state
-            case Wanted() | Forgotten():
+            case _:
                 pass
 
 
 class Book:
-    """The open book; `batches` by id, oldest first, and the states of the last that are `over` and forgotten.
-    Used from one task at a time."""
+    """The open book; `batches` by id, oldest first, the states of the last that are `over` and forgotten, and
+    the `memory` of what was learned. Used from one task at a time."""
 
     def __init__(self, path: Path) -> None:
         """Open or create. What a corrupt file still says is kept; the file is set aside.
@@ -201,6 +208,7 @@ class Book:
         """
         self.batches: dict[str, Batch] = {}
         self.over: dict[str, str] = {}
+        self.memory = Memory()
         self._compacted = 0
         try:
             self._spool = SpoolWriter(path)
@@ -239,11 +247,34 @@ class Book:
             self.over[entry.id] = entry.state
             while len(self.over) > OVER_MOST:
                 del self.over[next(iter(self.over))]
+        elif isinstance(entry, Decided):
+            self.memory.decided(entry.decision)
+        elif isinstance(entry, Told):
+            self.memory.told(entry.no)
+        elif isinstance(entry, NodeSeen):
+            self.memory.node = entry.node
+        elif isinstance(entry, Memory):
+            self.memory = entry
         elif entry.id in self.batches:
-            self.batches[entry.id].apply(entry)
+            batch = self.batches[entry.id]
+            if isinstance(entry, Said):
+                self._learn(batch, entry)
+            batch.apply(entry)
+
+    def _learn(self, batch: Batch, said: Said) -> None:
+        """How long it waited, when it begins; what it cost, when it ends."""
+        intent = batch.wanted.intent
+        if said.phase is Phase.RUNNING and batch.running_at is None:
+            waited_s = said.at - batch.wanted.at
+            queue, nodes = intent.queue, intent.nodes
+            self.memory.waits = self.memory.waits.learned(queue, nodes, intent.wall_s, waited_s)
+        elif said.phase in OVER and not batch.over and batch.running_at is not None:
+            ran_s = max(0.0, said.at - batch.running_at)
+            self.memory.ended(said.at, intent.account, intent.nodes * ran_s)
 
     def _compact(self) -> None:
         over: list[Entry] = [Forgotten(id, state) for id, state in self.over.items()]
         open_: list[Entry] = [e for b in self.batches.values() for e in b.entries]
-        self._spool.rewrite([_encode(entry) for entry in over + open_])
+        # The memory comes last: what it holds of those before it was learned already.
+        self._spool.rewrite([_encode(entry) for entry in [*over, *open_, self.memory]])
         self._compacted = self._spool.size

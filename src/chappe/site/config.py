@@ -21,6 +21,8 @@ from chappe.core.batchjobs import BatchJobIntent, check_intent
 from chappe.core.errors import Invalid
 from chappe.core.policy import Policy, QueueRule, check_policy
 from chappe.link.functions import FunctionEnvironment, FunctionRules, check_rules
+from chappe.site.config_lines import line_of, split_error
+from chappe.site.elastic_config import ElasticConfig, check_elastic
 
 FILE = "site.toml"
 
@@ -141,7 +143,7 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ge=0,
             le=1000,
             description="Pilots to keep without being asked: a new allocation is requested when "
-            "fewer are alive. 0: only what users request.",
+            "fewer are alive. 0: only what users request. For what follows the waiting Jobs see [elastic].",
         ),
     ] = 1
     cores: Annotated[
@@ -343,6 +345,7 @@ class SiteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pilot: PilotConfig = PilotConfig()
     launch: LaunchConfig = LaunchConfig()
     relay: RelayConfig = RelayConfig()
+    elastic: ElasticConfig = ElasticConfig()
     resources: ResourcesConfig = ResourcesConfig()
     functions: FunctionRules = FunctionRules()
 
@@ -389,7 +392,7 @@ def parse(text: str, where: str) -> SiteConfig:
     try:
         config = msgspec.convert(raw, SiteConfig, strict=True)
     except msgspec.ValidationError as e:
-        message, field = _split(e)
+        message, field = split_error(e)
         raise SiteProblem(
             f"{where}:{line_of(text, field)}: {field or 'file'}: {message}", field=field or None
         ) from None
@@ -426,6 +429,7 @@ def _check_values(config: SiteConfig) -> None:
     """What types cannot say. Raises Invalid naming the field."""
     check_rules(config.functions)
     check_policy(config.policy)
+    check_elastic(config.elastic)
     scheduler = config.scheduler
     asked = BatchJobIntent(
         queue=scheduler.queue,
@@ -441,36 +445,6 @@ def _check_values(config: SiteConfig) -> None:
                 raise Invalid("a line has no control characters", field=f"scheduler.{name}")
 
 
-def _split(error: msgspec.ValidationError) -> tuple[str, str]:
-    """A msgspec message as (what is wrong, field): `… - at `$.pilot.keep`` → pilot.keep."""
-    text = str(error)
-    message, _, path = text.partition(" - at `$")
-    field = path.rstrip("`").lstrip(".")
-    named = re.search(r"(?:unknown|missing required) field `([^`]+)`", message)
-    if named:
-        field = f"{field}.{named.group(1)}".lstrip(".")
-    return message[:1].lower() + message[1:], field
-
-
-def line_of(text: str, field: str) -> int:
-    """The line (from 1) of `section.key` in a TOML text; of its section, or 1, when it is not there."""
-    section, _, key = field.rpartition(".")
-    if not section:
-        section, key = key, ""
-    found, current = 0, ""
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[([^\[\]]+)\]", line)
-        if header:
-            current = header.group(1).replace(" ", "")
-            if current == section or (not key and current == field):
-                found = number
-        elif current == section and key and re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", line):
-            return number
-    if not found and "." in section:
-        return line_of(text, section)
-    return found or 1
-
-
 # --- the same table as a file to edit and as a page to read
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -481,6 +455,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "pilot": PilotConfig,
     "launch": LaunchConfig,
     "relay": RelayConfig,
+    "elastic": ElasticConfig,
     "resources": ResourcesConfig,
     "functions": FunctionRules,
 }
@@ -493,6 +468,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
 _EXAMPLES = {
     "env": '{ NAME = "value" }',
     "named": "{ licence = 4 }",
+    "accounts": "{ physics = 500.0 }",
     "queues": "{ debug = { nodes_max = 2, wall_s_max = 1800.0 } }",
 }
 """What a table may look like."""

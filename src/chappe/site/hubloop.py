@@ -24,9 +24,11 @@ from chappe.link.keys import KeyProblem, load_or_create
 from chappe.link.logdesk import LogDesk
 from chappe.site.batch import BatchJobs
 from chappe.site.config import SiteConfig
+from chappe.site.elastic import Elastic
 from chappe.site.paths import SitePaths
 from chappe.site.status import AgentRunning, hostname
 from chappe.site.wakeup import Wakeups, wait_for
+from chappe.wire.demand import Decision
 from chappe.wire.sites import (
     AgentHello,
     AgentSync,
@@ -90,6 +92,7 @@ class HubLoop:
         config: SiteConfig,
         hub: HubClient,
         jobs: BatchJobs,
+        elastic: Elastic,
         wakeups: Wakeups,
         me: AgentId,
     ) -> None:
@@ -100,6 +103,7 @@ class HubLoop:
         self._me = me
         self._base = f"/v1/sites/{config.site.id}"
         self._site = config.site.id
+        self._elastic = elastic
         self._greeted = me.greeted
         self._functions = config.functions
         self._apps_seen: object = None
@@ -161,7 +165,11 @@ class HubLoop:
         return self._take(reply) or asked
 
     async def _sync(
-        self, reports: Sequence[BatchJobReport] = (), wait_s: float = 0.0, logs_seen: int = 0
+        self,
+        reports: Sequence[BatchJobReport] = (),
+        wait_s: float = 0.0,
+        logs_seen: int = 0,
+        decisions: Sequence[Decision] = (),
     ) -> AgentSyncReply:
         request = AgentSync(
             self._me.agent,
@@ -171,7 +179,10 @@ class HubLoop:
             seen=self._seen,
             wait_s=wait_s,
             logs_seen=logs_seen,
+            demand=self._elastic.mark,
+            decisions=list(decisions),
         )
+        asked_for = self._elastic.asked_for
         try:
             reply = await self._hub.request(
                 "POST",
@@ -186,6 +197,7 @@ class HubLoop:
                 raise Superseded(f"{e.message}; this agent ends, the pilots go on") from None
             raise
         self._seen = max(self._seen, (reply.incarnation, reply.commit_no))
+        self._elastic.heard(reply.demand, asked_for)
         return reply
 
     def _take(self, reply: AgentSyncReply) -> bool:
@@ -227,13 +239,14 @@ class HubLoop:
         delay_s = FIRST_DELAY_S
         while True:
             reports = self._jobs.reports()[:REPORTS]
-            if not reports:
+            decisions = self._elastic.untold()
+            if not reports and not decisions:
                 await wait_for(self._wakeups.report)
                 continue
             await self._wakeups.online.wait()
             faults.reach("agent.before_report")
             try:
-                reply = await self._sync(reports)
+                reply = await self._sync(reports, decisions=decisions)
             except Superseded:
                 raise
             except ChappeError as e:
@@ -245,6 +258,7 @@ class HubLoop:
             faults.reach("agent.after_report")
             taken = set(reply.accepted)
             self._jobs.accepted([r for r in reports if r.id in taken])
+            self._elastic.told(decisions, reply.decided)
             self._take(reply)
 
     # -- Apps --------------------------------------------------------------------------------------------

@@ -52,8 +52,9 @@ def write_session(
     intent: BatchJobIntent,
     session: str,
     reply: NewSessionReply,
+    idle_s: float | None = None,
 ) -> None:
-    """Write session.json (0600) in a directory of its own (0700).
+    """Write session.json (0600) in a directory of its own (0700). `idle_s` None: as the Site says.
 
     Who this Site is, its own site.toml says: a pilot that believed the Hub about that would run what was
     signed for another Site. Raises Invalid when the reply speaks of others, OSError.
@@ -83,7 +84,7 @@ def write_session(
             "cores": intent.cores or pilot.cores,
             "mem_bytes": pilot.mem_bytes,
             "slots": pilot.slots,
-            "idle_s": pilot.idle_s,
+            "idle_s": pilot.idle_s if idle_s is None else idle_s,
             "drain_s": pilot.drain_s,
             "kill_s": pilot.kill_s,
             "head_grace_s": pilot.head_grace_s,

@@ -18,11 +18,12 @@ from chappe.core.policy import Standing, check_allowed, room
 from chappe.link.clock import boottime
 from chappe.link.http import NO_RETRY, HubClient
 from chappe.site import sessions
-from chappe.site.batch import FIRST_DELAY_S, MOST_DELAY_S, BatchJobs
+from chappe.site.batch import BatchJobs
 from chappe.site.book import Batch, Intended, Registered
 from chappe.site.calls import Calls, LeftAlone
 from chappe.site.command import TIMEOUT_S
 from chappe.site.config import SiteConfig
+from chappe.site.elastic import FIRST_DELAY_S, MOST_DELAY_S, Elastic
 from chappe.site.paths import SitePaths
 from chappe.site.schedulers.base import (
     Phase,
@@ -54,6 +55,7 @@ class Steps:
         calls: Calls,
         hub: HubClient,
         jobs: BatchJobs,
+        elastic: Elastic,
         wakeups: Wakeups,
     ) -> None:
         self._paths = paths
@@ -62,6 +64,7 @@ class Steps:
         self._calls = calls
         self._hub = hub
         self._jobs = jobs
+        self._elastic = elastic
         self._wakeups = wakeups
         self._delay: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
@@ -73,10 +76,10 @@ class Steps:
         )
 
     async def run(self) -> None:
-        """Bring each BatchJob a step further, and keep as many pilots as the configuration says."""
+        """Bring each BatchJob a step further, and ask for as many allocations as the policy wants."""
         while True:
             if self._wakeups.online.is_set():
-                self._jobs.keep()
+                self._elastic.look()
             batches = self._jobs.all()
             for batch in batches:
                 if boottime() >= self._not_before.get(batch.id, 0.0):
@@ -92,7 +95,7 @@ class Steps:
 
     def _next_step_s(self) -> float | None:
         times = list(self._not_before.values())
-        again = self._jobs.keep_again_at()
+        again = self._elastic.again_at()
         if again is not None and self._wakeups.online.is_set():
             times.append(again)
         return max(0.05, min(times) - boottime()) if times else None
@@ -199,7 +202,8 @@ class Steps:
 
     def _write_session(self, batch: Batch, reply: NewSessionReply) -> None:
         intent = batch.wanted.intent
-        sessions.write_session(self._paths, self._config, intent, batch.session, reply)
+        idle_s = batch.wanted.idle_s
+        sessions.write_session(self._paths, self._config, intent, batch.session, reply, idle_s)
 
     def _write_script(self, batch: Batch) -> None:
         sessions.write_script(

@@ -16,6 +16,7 @@ from chappe.core.publickeys import is_public_key
 from chappe.store import audit, tokens
 from chappe.store.catalog import SiteEntry, app_entry
 from chappe.store.deaths import session_dead
+from chappe.store.demand import demand_of, take_decisions
 from chappe.store.dialect import sql
 from chappe.store.principal import Principal
 from chappe.store.queries import batch_job_view
@@ -23,6 +24,7 @@ from chappe.store.rows import no_such
 from chappe.store.tx import Tx, to_json
 from chappe.store.unheard import AGENT as AGENT_ITSELF
 from chappe.store.unheard import NOBODY
+from chappe.wire.demand import Demand
 from chappe.wire.sites import (
     AgentHello,
     AgentSync,
@@ -240,6 +242,7 @@ def agent_sync(tx: Tx, p: Principal, id: str, body: AgentSync) -> AgentSyncReply
     if not unknown:
         tx.heard(entry.n, AGENT_ITSELF)
     accepted = [report.id for report in body.reports if _batch_report(tx, p, entry, report)]
+    decided = take_decisions(tx, p, entry, body.decisions)
     known = set(body.known)
     orders = []
     for row in tx.read(OPEN_BATCH_JOBS, site=entry.n):
@@ -255,7 +258,22 @@ def agent_sync(tx: Tx, p: Principal, id: str, body: AgentSync) -> AgentSyncReply
         accepted,
         unknown,
         tx.commit_no,
+        demand=_demand(tx, entry, body.demand),
+        decided=decided,
     )
+
+
+def _demand(tx: Tx, site: SiteEntry, known: str | None) -> Demand | None:
+    """What waits, if the agent wants to know and knows another mark."""
+    if known is None:
+        return None
+    demand = demand_of(tx, site)
+    return None if demand.mark == known else demand
+
+
+def show_demand(tx: Tx, p: Principal, id: str) -> Demand:
+    """What waits for a Site now. Reads only; it is the writer who has the counts in memory."""
+    return demand_of(tx, site_of(tx, p, id))
 
 
 def _unknown(tx: Tx, p: Principal, site: SiteEntry, sessions: list[str]) -> list[str]:

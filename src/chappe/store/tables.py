@@ -149,6 +149,7 @@ site = Table(
     Column("agent_seen_at", Float),
     Column("created_at", Float, nullable=False),
     Column("key", Text, nullable=False, server_default=""),
+    Column("decided", Integer, nullable=False, server_default="0"),
     sa.UniqueConstraint("project", "id"),
     sa.UniqueConstraint("project", "name"),
     sqlite_autoincrement=True,

@@ -8,6 +8,7 @@ from chappe.core.batchjobs import BatchJobIntent as BatchJobIntent
 from chappe.core.hidden import HidesToken
 from chappe.core.parameters import Parameter
 from chappe.core.shapes import Capacity
+from chappe.wire.demand import Decision, Demand
 from chappe.wire.logs import LogWish
 from chappe.wire.sync import Number
 
@@ -101,7 +102,8 @@ class BatchJobReport(msgspec.Struct, frozen=True, omit_defaults=True):
 class AgentSync(msgspec.Struct, frozen=True, omit_defaults=True):
     """`POST /v1/sites/{id}/sync`: the agent's long poll. `known` names the BatchJobs it has taken up,
     `sessions` those of its Sessions that may live, `seen` the highest (incarnation, commit_no) that it was
-    shown, `logs_seen` the highest wish for a log that it has read."""
+    shown, `logs_seen` the highest wish for a log that it has read. With `demand` it is told what waits when
+    that has another mark; None: it does not want to know. `decisions` are about allocations."""
 
     agent: str
     reports: list[BatchJobReport] = []
@@ -110,6 +112,8 @@ class AgentSync(msgspec.Struct, frozen=True, omit_defaults=True):
     sessions: list[str] = []
     seen: tuple[Number, Number] = (0, 0)
     logs_seen: int = 0
+    demand: str | None = None
+    decisions: list[Decision] = []
 
 
 class BatchJobOrder(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -123,7 +127,8 @@ class BatchJobOrder(msgspec.Struct, frozen=True, omit_defaults=True):
 class AgentSyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
     """Orders not yet in `known`, cancels, and Sessions that the Hub has not heard for its TTL; in `unknown`
     those that it does not know (any more: it was restored from a backup), to be registered again;
-    in `logs` wishes to read (wire.logs)."""
+    in `logs` wishes to read (wire.logs); in `demand` what waits, when it changed; in `decided` the highest
+    decision that the Hub has, None from a Hub that takes none."""
 
     incarnation: int
     ttl_s: float
@@ -133,6 +138,8 @@ class AgentSyncReply(msgspec.Struct, frozen=True, omit_defaults=True):
     unknown: list[str] = []
     commit_no: int = 0
     logs: list[LogWish] = []
+    demand: Demand | None = None
+    decided: int | None = None
 
 
 class NewBatchJob(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

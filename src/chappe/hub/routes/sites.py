@@ -11,6 +11,7 @@ from chappe.hub.call import Call
 from chappe.hub.polls import Poll
 from chappe.store import queries
 from chappe.store import sites as store
+from chappe.wire.demand import Demand
 from chappe.wire.sites import (
     AgentHello,
     AgentSync,
@@ -27,6 +28,10 @@ class AppsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of one Site only (id or name)."""
 
     site: str | None = None
+
+
+DEMAND_SPACING_S = 0.25
+"""An agent that follows what waits is told of changes no closer together than this."""
 
 
 async def create(call: Call[NewSite, None]) -> NewSiteReply:
@@ -81,12 +86,18 @@ async def sync(call: Call[AgentSync, None]) -> AgentSyncReply:
         reply = await hub.write(store.agent_sync, p, call.path["id"], body)
     else:
         key = ("agent", p.site_n)
-        with hub.polls.poll(key, 0, (key,)) as poll:
+        work = [] if body.demand is None else [("work", p.site_n)]
+        with hub.polls.poll(key, 0, (key, *work)) as poll:
             reply = _with_wishes(call, await hub.write(store.agent_sync, p, call.path["id"], body))
             if not _news(call, reply):
                 reply = await _wait(call, poll, reply)
     hub.agents_told[p.site_n] = (body.agent, _lasting(reply))
     return reply
+
+
+async def demand(call: Call[None, None]) -> Demand:
+    """Show what waits for a Site, counted by shape, and which of its pilots ask for work."""
+    return await call.hub.write(store.show_demand, call.principal, call.path["id"])
 
 
 async def _wait(call: Call[AgentSync, None], poll: Poll, reply: AgentSyncReply) -> AgentSyncReply:
@@ -97,6 +108,9 @@ async def _wait(call: Call[AgentSync, None], poll: Poll, reply: AgentSyncReply) 
     leaving.add_done_callback(lambda _left: poll.end())
     try:
         while not _news(call, reply) and await poll.wait(deadline):
+            if call.body.demand is not None:
+                # Jobs may come by the thousand, one by one: they are looked at together.
+                await asyncio.sleep(DEMAND_SPACING_S)
             reply = await hub.write(store.agent_sync, p, call.path["id"], call.body)
             reply = _with_wishes(call, reply)
     finally:
@@ -113,7 +127,12 @@ def _with_wishes(call: Call[AgentSync, None], reply: AgentSyncReply) -> AgentSyn
 def _news(call: Call[AgentSync, None], reply: AgentSyncReply) -> bool:
     """Whether to answer now. Cancels and silent Sessions stay in every reply until they are over, so
     only those that this agent was not told yet are news; else its long poll would spin."""
-    if reply.accepted or reply.logs or any(not order.cancel for order in reply.orders):
+    if (
+        reply.accepted
+        or reply.logs
+        or reply.demand
+        or any(not order.cancel for order in reply.orders)
+    ):
         return True
     agent, told = call.hub.agents_told.get(call.principal.site_n, ("", frozenset()))
     return bool(_lasting(reply) - (told if agent == call.body.agent else frozenset()))
