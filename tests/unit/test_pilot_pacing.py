@@ -8,6 +8,7 @@ import pytest
 
 from chappe.pilot.lifetime import Lifetime, Step
 from chappe.pilot.pacing import (
+    FEW_TOOK_S,
     GAP_MAX_S,
     GAP_MIN_S,
     HASTE_MAX_S,
@@ -21,48 +22,73 @@ from chappe.pilot.pacing import (
 from chappe.pilot.session import Options
 
 
-def test_reports_gather_for_four_times_what_the_hub_takes() -> None:
+def streaming() -> Pacer:
+    """A pacer that has just reported many ends."""
     pacer = Pacer()
-    pacer.answered(100.0, 100.02, 0.02, busy=True)
+    pacer.answered(99.98, 100.0, 0.02, granted=False, reports=1_000)
+    return pacer
+
+
+def test_under_load_reports_gather_for_four_times_what_the_hub_takes() -> None:
+    pacer = streaming()
+    pacer.answered(100.0, 100.02, 0.02, granted=False, reports=1)
     assert pacer.next_at == 100.08
-    pacer.answered(100.0, 100.0, 0.0, busy=True)
+    pacer.answered(100.0, 100.0, 0.0, granted=True)
     assert pacer.next_at == 100.0 + GAP_MIN_S
-    pacer.answered(100.0, 105.0, 5.0, busy=True)
+    pacer.answered(100.0, 105.0, 5.0, granted=True)
     assert pacer.next_at == 100.0 + GAP_MAX_S
 
 
 def test_a_stream_of_short_jobs_gathers_for_longer() -> None:
-    pacer = Pacer()
-    pacer.answered(100.0, 100.02, 0.02, busy=True, reports=MANY)
+    pacer = streaming()
+    pacer.answered(100.0, 100.02, 0.02, granted=True, reports=MANY)
     assert pacer.next_at == 100.2
-    pacer.answered(101.0, 101.02, 0.02, busy=True, reports=MANY - 1)
+    pacer.answered(101.0, 101.02, 0.02, granted=True, reports=MANY - 1)
     assert pacer.next_at == 101.08
 
 
-def test_after_quiet_the_first_report_goes_at_once() -> None:
+def test_a_slow_hub_is_asked_less_often_also_for_few() -> None:
+    pacer = Pacer()
+    pacer.answered(100.0, 100.0 + FEW_TOOK_S, FEW_TOOK_S, granted=False, reports=1)
+    assert pacer.next_at == 100.0 + 4 * FEW_TOOK_S
+
+
+def test_few_reports_wait_for_nothing() -> None:
     pacer = Pacer()
     assert pacer.next_at == 0.0
-    pacer.answered(100.0, 115.0, 0.001, busy=False)  # a long poll that ended
-    assert pacer.next_at < 115.0
+    pacer.answered(100.0, 115.0, 0.001, granted=False)  # a long poll that ended
+    assert pacer.next_at <= 115.0
+    now, polled = 115.0, []
+    for _ in range(100):  # call after call
+        now += 0.015
+        polled.append(pacer.answered(now - 0.003, now, 0.003, granted=False, reports=1) - now)
+        assert pacer.next_at == now
+    assert set(polled) == {0.0}
+
+
+def test_a_stream_ceases_to_be_one() -> None:
+    pacer = streaming()
+    pacer.answered(110.0, 110.003, 0.003, granted=False, reports=1)
+    assert pacer.next_at == 110.003
 
 
 def test_a_poll_follows_at_once_unless_reports_are_to_come() -> None:
     pacer = Pacer()
-    assert pacer.answered(100.0, 115.0, 0.001, busy=False) == 115.0
-    assert pacer.answered(115.0, 116.0, 0.001, busy=True) >= 116.0 + GAP_MIN_S
+    assert pacer.answered(100.0, 115.0, 0.001, granted=False) == 115.0
+    assert pacer.answered(115.0, 116.0, 0.001, granted=True) >= 116.0 + GAP_MIN_S
 
 
 def test_a_hub_that_repeats_itself_is_asked_less_and_less() -> None:
     pacer = Pacer()
     now, waits = 100.0, []
     for _ in range(20):
-        until = pacer.answered(now, now + 0.001, 0.001, busy=False)
+        until = pacer.answered(now, now + 0.001, 0.001, granted=False)
         waits.append(until - now)
         now = until
     assert waits[0] < GAP_MIN_S
     assert waits[-1] >= HASTE_MAX_S
-    pacer.answered(now, now + 0.001, 0.001, busy=True)
-    assert pacer.answered(now, now + 0.001, 0.001, busy=False) == now + 0.001
+    pacer.answered(now, now + 0.001, 0.001, granted=True)
+    assert pacer.answered(now, now + 0.001, 0.001, granted=False) == now + 0.001
 
 
 def test_failures_are_retried_later_and_later_with_jitter() -> None:
@@ -72,7 +98,7 @@ def test_failures_are_retried_later_and_later_with_jitter() -> None:
     for _ in range(30):
         last = pacer.failed(100.0, 0.999)
     assert 100.0 + RETRY_MAX_S < last < 100.0 + 2 * RETRY_MAX_S
-    pacer.answered(200.0, 200.0, 0.0, busy=False)
+    pacer.answered(200.0, 200.0, 0.0, granted=False)
     assert pacer.failed(300.0, 0.0) == 300.0 + first[0] - 100.0
 
 

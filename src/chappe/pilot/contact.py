@@ -22,7 +22,7 @@ from chappe.core.errors import ChappeError, SessionDead, Unauthenticated
 from chappe.core.faults import reach
 from chappe.link.clock import boottime
 from chappe.link.http import NO_RETRY, HubClient
-from chappe.pilot.pacing import POLL_S, Pacer
+from chappe.pilot.pacing import POLL_S, START_S, Pacer
 from chappe.wire.sync import SyncReply, SyncRequest
 
 _WAKE_AGAIN_S = 0.25
@@ -41,8 +41,9 @@ class Sent(NamedTuple):
 class Contact:
     """Asks `build` for a request whenever one is due, and gives each answer to `answered`.
 
-    `waiting` tells how much there is to report. `failed` gets back a request that the Hub will not take;
-    `check_token` is called when it does not take the token, and may raise to end the contact.
+    `waiting` tells how much there is to report, `urgent` whether it is more than starts. `failed` gets back
+    a request that the Hub will not take; `check_token` is called when it does not take the token, and may
+    raise to end the contact.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Contact:
         *,
         build: Callable[[], Sent],
         waiting: Callable[[], int],
+        urgent: Callable[[], bool],
         answered: Callable[[Sent, SyncReply], bool],
         failed: Callable[[Sent], None],
         check_token: Callable[[], None],
@@ -60,6 +62,7 @@ class Contact:
         self._log = log
         self._build = build
         self._waiting = waiting
+        self._urgent = urgent
         self._answered = answered
         self._failed = failed
         self._check_token = check_token
@@ -90,13 +93,22 @@ class Contact:
                 wake.cancel()
 
     async def _rest(self) -> None:
-        """Wait while reports gather; without any, a moment after an answer that will bring some."""
+        """Wait while reports gather; a moment with nothing but starts, and after an answer with grants."""
+        starts_until = 0.0
         while True:
             now = boottime()
-            until = self._pacer.next_at if self._waiting() else self._quiet_until
+            urgent = self._urgent()
+            if urgent:
+                until = self._pacer.next_at
+            elif self._waiting():
+                starts_until = starts_until or now + START_S
+                until = max(self._pacer.next_at, starts_until)
+                self._due.clear()
+            else:
+                until = self._quiet_until
             if until <= now:
                 return
-            if self._waiting():
+            if urgent:
                 await asyncio.sleep(until - now)
                 return
             try:
@@ -145,9 +157,9 @@ class Contact:
             self._log.info("hub.reached", url=self._hub.url)
         if wait_s == 0:
             self._took_s = now - began
-        busy = self._answered(sent, reply)
+        granted = self._answered(sent, reply)
         reports = len(sent.request.reports)
-        self._quiet_until = self._pacer.answered(began, now, self._took_s, busy, reports)
+        self._quiet_until = self._pacer.answered(began, now, self._took_s, granted, reports)
 
     async def _recover(self, sent: Sent, error: ChappeError) -> bool:
         """After a failure: whether the same request is to be sent again."""

@@ -111,6 +111,7 @@ class Head:
             log,
             build=self._build,
             waiting=lambda: len(self._outbox) + self._holdings.returns,
+            urgent=lambda: self._outbox.urgent or self._holdings.returns > 0,
             answered=self._answered,
             failed=self._failed,
             check_token=self._check_token,
@@ -223,7 +224,7 @@ class Head:
         return Sent(request, self._holdings.last_order(), boottime())
 
     def _answered(self, sent: Sent, reply: SyncReply) -> bool:
-        """Take in a reply; whether there will soon be something to report."""
+        """Take in a reply; whether it brought grants, so that there will soon be something to report."""
         self._answered_no = max(self._answered_no, sent.request.request_no)
         self._seen = max(self._seen, (reply.incarnation, reply.commit_no))
         self._settle(reply)
@@ -251,7 +252,7 @@ class Head:
         if self._lifetime.busy(len(self._holdings) > 0, boottime()) or reply.drain:
             self._alarm()
         self._check_over()
-        return bool(sent.request.reports or reply.grants)
+        return bool(reply.grants)
 
     def _settle(self, reply: SyncReply) -> None:
         odd: dict[str, int] = {}

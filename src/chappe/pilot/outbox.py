@@ -45,6 +45,11 @@ class Outbox:
         return len(self._starts) + len(self._ends)
 
     @property
+    def urgent(self) -> bool:
+        """Whether there is more to tell than starts, which an end may soon make needless."""
+        return bool(self._ends)
+
+    @property
     def empty(self) -> bool:
         """Whether the Hub has given its verdict on everything."""
         return not (self._starts or self._ends or self._in_flight)

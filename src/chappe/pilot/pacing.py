@@ -1,10 +1,11 @@
 """When to speak to the Hub, and how much work to have at hand.
 
-Speaking: after quiet the first report goes at once, because somebody may wait for it. Under load reports
+Speaking: while there are few reports each goes at once, because somebody may wait for it. Under load they
 gather: a sync costs the Hub a transaction and us about a millisecond, whatever it carries. The pause
 between two syncs follows how long the Hub takes (four times as long, and ten times after a sync that
 carried many reports), so a busy Hub is asked less often and answers for more Jobs at a time. With nothing to
-say, one long poll is always pending: that is how work, cancels and drains arrive.
+say, one long poll is always pending: that is how work, cancels and drains arrive. Only after a grant it waits
+a moment: a poll would have to be ended by the report that will soon be due.
 
 At hand: enough for two seconds at the present rate, never more than a few thousand Jobs, and nothing at
 all while nobody knows how long Jobs take, because work that waits here could run elsewhere. Pure.
@@ -12,7 +13,18 @@ all while nobody knows how long Jobs take, because work that waits here could ru
 
 from __future__ import annotations
 
+from math import exp
+
 from chappe.core import limits
+
+FEW_PER_S = 150.0
+FEW_TOOK_S = 0.1
+"""With fewer reports than that, to a Hub that answers within that, none waits for others. One who makes one
+call after the other gets by with 70 a second; a stream of short Jobs brings a thousand."""
+
+START_S = 0.005
+"""How long a start may wait for the end of its Job, which is told instead of it. What is shorter than that is
+nobody's to watch."""
 
 GAP_MIN_S = 0.010
 GAP_MAX_S = 1.0
@@ -38,6 +50,7 @@ STALE_S = 5.0
 RETRY_MIN_S = 0.25
 RETRY_MAX_S = 5.0
 _WEIGHT = 0.05
+_RATE_S = 0.5
 
 
 class Pacer:
@@ -48,25 +61,41 @@ class Pacer:
         """When the next sync may carry reports."""
         self._failures = 0
         self._hasty = 0
+        self._recent = 0.0
+        self._counted_at = 0.0
 
     def answered(
-        self, sent_at: float, now: float, took_s: float, busy: bool, reports: int = 0
+        self, sent_at: float, now: float, took_s: float, granted: bool, reports: int = 0
     ) -> float:
         """A sync was answered; returns until when a sync that reports nothing is to wait.
 
-        `busy`: it carried `reports` or brought grants, so there will soon be something to report. `took_s`
-        is what the Hub and the network took for the last sync that was not held.
+        `granted`: it brought grants, so there will soon be something to report. `took_s` is what the Hub and
+        the network took for the last sync that was not held.
         """
         self._failures = 0
-        factor = GAP_FACTOR if reports < MANY else GAP_FACTOR_MANY
-        gap = min(GAP_MAX_S, max(GAP_MIN_S, factor * took_s))
-        self.next_at = sent_at + gap
-        if busy:
+        if self._few(now, reports) and took_s < FEW_TOOK_S:
+            self.next_at = now
+        else:
+            self.next_at = sent_at + self._gap(took_s, reports)
+            granted = granted or reports > 0
+        if granted:
             self._hasty = 0
             return max(self.next_at, now + GAP_MIN_S)
-        self._hasty = self._hasty + 1 if now - sent_at < HASTE_MAX_S else 0
+        self._hasty = self._hasty + 1 if not reports and now - sent_at < HASTE_MAX_S else 0
         # Once or twice it is our own wake.
         return now + min(HASTE_MAX_S, GAP_MIN_S * 2**self._hasty) if self._hasty > 2 else now
+
+    def _few(self, now: float, reports: int) -> bool:
+        """Whether there were few reports in the last half second or so, with these that were sent now."""
+        self._recent *= exp((self._counted_at - now) / _RATE_S)
+        self._recent += reports
+        self._counted_at = now
+        return self._recent < FEW_PER_S * _RATE_S
+
+    @staticmethod
+    def _gap(took_s: float, reports: int) -> float:
+        factor = GAP_FACTOR if reports < MANY else GAP_FACTOR_MANY
+        return min(GAP_MAX_S, max(GAP_MIN_S, factor * took_s))
 
     def failed(self, now: float, jitter: float) -> float:
         """No answer came: when to try again. `jitter` is random in [0, 1)."""
