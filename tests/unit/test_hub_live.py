@@ -43,15 +43,16 @@ class Log:
 
     async def read(
         self, _fn: Any, _p: Principal, after: int, head: int, _f: EventFilter, incarnation: int
-    ) -> tuple[bytes, int]:
+    ) -> tuple[bytes, int, int]:
         self.reads.append((after, head))
         await self.gate.wait()
         upto = min(head, after + live.PAGE)
-        return b"".join(b"%d:%d;" % (incarnation, n) for n in range(after + 1, upto + 1)), upto
+        told = [b"%d:%d;" % (incarnation, n) for n in range(after + 1, upto + 1)]
+        return b"".join(told), len(told), upto
 
-    def commit(self, n: int = 1) -> None:
+    def commit(self, n: int = 1, *, ends: bool = True) -> None:
         self.committed += n
-        self.streams.hint({1: self.committed})
+        self.streams.hint({1: self.committed}, {1} if ends else ())
 
     @asynccontextmanager
     async def stream(
@@ -110,6 +111,39 @@ async def test_many_commits_are_one_read() -> None:
         assert len(log.reads) == 2
 
 
+async def test_a_stream_that_tells_much_lets_more_gather() -> None:
+    log = Log()
+    async with log.stream() as chunks:
+        log.commit(live.PAGE)
+        await anext(chunks)
+        coming = asyncio.ensure_future(anext(chunks))
+        for _ in range(50):
+            log.commit()
+            await asyncio.sleep(0)
+        assert len(log.reads) == 1
+        assert (await coming).count(b";") == 50
+
+
+async def test_a_page_that_was_not_enough_is_followed_by_the_next() -> None:
+    log = Log()
+    async with log.stream() as chunks:
+        log.commit(live.PAGE + 1)
+        assert (await anext(chunks)).count(b";") == live.PAGE
+        assert (await anext(chunks)).count(b";") == 1
+
+
+async def test_who_listens_for_ends_is_not_woken_for_anything_else() -> None:
+    log = Log()
+    async with log.stream(f=EventFilter(final=True)) as ends, log.stream() as chunks:
+        coming = asyncio.ensure_future(anext(ends))
+        await asyncio.sleep(0)
+        log.commit(ends=False)
+        await anext(chunks)
+        assert log.reads == [(0, 1)]
+        log.commit()
+        assert await coming == b"1:1;1:2;"
+
+
 async def test_a_slow_client_holds_one_page_and_no_queue() -> None:
     log = Log()
     async with log.stream() as chunks:
@@ -158,8 +192,8 @@ async def test_a_position_without_events_is_told(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(live, "KEEP_ALIVE_S", 0.01)
     log = Log()
 
-    async def nothing_passes(*args: Any) -> tuple[bytes, int]:
-        return b"", args[3]
+    async def nothing_passes(*args: Any) -> tuple[bytes, int, int]:
+        return b"", 0, args[3]
 
     monkeypatch.setattr(log, "read", nothing_passes)
     async with log.stream() as chunks:

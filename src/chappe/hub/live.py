@@ -2,15 +2,15 @@
 
 A commit is only a hint that there is more. Each stream keeps its own position and reads on from there,
 up to the committed head, in a worker thread that also encodes. A stream waits for its client (TCP's
-back-pressure reaches `send`), so a slow one is behind, and holds one page of memory. Under load a stream
-reads at most every 20 ms; its first read after a quiet time is at once. Streams that look for the same
-from the same position share one read.
+back-pressure reaches `send`), so a slow one is behind, and holds one page of memory. A stream that tells
+much reads at most every 20 ms, others at once; one that tells ends only is not woken for anything else.
+Streams that look for the same from the same position share one read.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 
 from chappe.core import limits
 from chappe.core.errors import Busy, Gone, Invalid
+from chappe.core.rates import Rate
 from chappe.store import feed
 from chappe.store.feed import EventFilter
 from chappe.store.principal import Principal
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from chappe.hub.state import Hub
 
 SPACING_S = 0.02
+FEW_PER_S = 150.0
+"""A stream that told fewer Events a second, lately, reads at once: somebody may wait for just this one."""
 KEEP_ALIVE_S = 15.0
 PAGE = 1_000
 
@@ -35,6 +38,8 @@ _encode = msgspec.json.Encoder().encode
 
 #: (project, filter, after, head): what one read answers.
 _Read = tuple[int, EventFilter, int, int]
+#: (chunk, Events in it, position behind them): the answer.
+_Page = tuple[bytes, int, int]
 
 
 def since(hub: Hub, principal: Principal, cursor: str | None) -> int | None:
@@ -67,9 +72,11 @@ def position(hub: Hub, principal: Principal, cursor: str | None) -> int:
 
 @dataclass(slots=True, eq=False)
 class _Ear:
-    """One open stream: the prefix of its token, what wakes it, and whether it was told to end."""
+    """One open stream: the prefix of its token, whether it tells ends only, what wakes it, and whether it
+    was told to end."""
 
     prefix: str
+    final: bool
     more: asyncio.Event = field(default_factory=asyncio.Event)
     is_cut: bool = False
 
@@ -82,16 +89,17 @@ class Streams:
         self._open: dict[int, set[_Ear]] = {}
         self._count = 0
         self._cuts = 0
-        self._reads: dict[_Read, asyncio.Future[tuple[bytes, int]]] = {}
+        self._reads: dict[_Read, asyncio.Future[_Page]] = {}
 
     def __len__(self) -> int:
         return self._count
 
-    def hint(self, projects: Mapping[int, int]) -> None:
-        """Projects (row numbers) have new Events."""
+    def hint(self, projects: Iterable[int], ended: Collection[int]) -> None:
+        """Projects (row numbers) have new Events, those in `ended` also ends of Jobs."""
         for project in projects:
             for ear in self._open.get(project, ()):
-                ear.more.set()
+                if not ear.final or project in ended:
+                    ear.more.set()
 
     def stop(self) -> None:
         """Wake all streams, so that they see that the Hub stops."""
@@ -122,27 +130,31 @@ class Streams:
         loop = asyncio.get_running_loop()
         incarnation = store.incarnation
         # If tokens were revoked between `open` and now, this may be one: its client is to ask again.
-        ear = _Ear(p.token_prefix, is_cut=cuts != self._cuts)
-        more = ear.more
+        ear = _Ear(p.token_prefix, f.final, is_cut=cuts != self._cuts)
+        more, rate = ear.more, Rate()
+        more.set()
         self._count += 1
         self._open.setdefault(p.project_n, set()).add(ear)
         told, read_at = after, 0.0
         try:
             yield b": ready\n\n"
             while not self._is_over(p, ear) and store.incarnation == incarnation:
+                woken = await _within(more, KEEP_ALIVE_S)
                 more.clear()
-                head = store.head(p.project_n)
-                if head > after:
-                    await self._pace(read_at)
-                    read_at = loop.time()
+                if store.head(p.project_n) > after:
+                    await self._pace(read_at, rate.add(0, loop.time()))
+                    read_at, head = loop.time(), store.head(p.project_n)
                     try:
-                        chunk, after = await self._read(p, f, after, store.head(p.project_n))
+                        chunk, count, after = await self._read(p, f, after, head)
                     except Gone:
                         return  # so slow that it was overtaken by the cut: it asks again, and is told
+                    if after < head:
+                        more.set()  # a page was not enough
                     if chunk:
-                        told = after
+                        rate.add(count, read_at)
+                        told, woken = after, True
                         yield chunk
-                elif not await _within(more, KEEP_ALIVE_S):
+                if not woken:
                     # A position without an Event: who reconnects need not have it scanned again.
                     moved = f"id: {cursor_of(incarnation, after)}\n" if after > told else ""
                     told = after
@@ -159,14 +171,14 @@ class Streams:
         expired = p.expires_at is not None and p.expires_at <= self._hub.clock()
         return ear.is_cut or expired or self._hub.stopping.is_set()
 
-    async def _pace(self, read_at: float) -> None:
-        """Wait until SPACING_S after the last read, or until the Hub stops."""
+    async def _pace(self, read_at: float, per_s: float) -> None:
+        """Wait until SPACING_S after the last read if there is much to tell, or until the Hub stops."""
         left = read_at + SPACING_S - asyncio.get_running_loop().time()
-        if left > 0:
+        if left > 0 and per_s >= FEW_PER_S:
             await _within(self._hub.stopping, left)
 
-    async def _read(self, p: Principal, f: EventFilter, after: int, head: int) -> tuple[bytes, int]:
-        """Encoded Events and the position behind them; one read for all who ask for the same now."""
+    async def _read(self, p: Principal, f: EventFilter, after: int, head: int) -> _Page:
+        """Encoded Events; one read for all who ask for the same now."""
         key = (p.project_n, f, after, head)
         shared = self._reads.get(key)
         if shared is None:
@@ -179,7 +191,7 @@ class Streams:
         # Shielded: a client that leaves must not cancel what others wait for.
         return await asyncio.shield(shared)
 
-    def _read_done(self, key: _Read, done: asyncio.Future[tuple[bytes, int]]) -> None:
+    def _read_done(self, key: _Read, done: asyncio.Future[_Page]) -> None:
         del self._reads[key]
         if not done.cancelled():
             done.exception()  # looked at here, because all who waited may have left
@@ -196,8 +208,9 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
 
 def _page(
     conn: Connection, p: Principal, after: int, head: int, f: EventFilter, incarnation: int
-) -> tuple[bytes, int]:
+) -> _Page:
     events, scanned = feed.page(conn, p, after, head, PAGE, f)
-    return b"".join(
+    chunk = b"".join(
         b"id: %d:%d\ndata: %b\n\n" % (incarnation, event.seq, _encode(event)) for event in events
-    ), scanned
+    )
+    return chunk, len(events), scanned

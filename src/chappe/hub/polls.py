@@ -80,7 +80,7 @@ class Polls:
         """Register a poll; called on entering it."""
         other = self._by_key.get(poll.key)
         if other is not None and other.order > poll.order:
-            poll.over = True
+            poll.end()
             return
         if other is not None:
             other.end()

@@ -86,8 +86,13 @@ class Hub:
 
     async def write(self, fn: Callable[..., T], *args: Any, bulk: bool = False) -> T:
         """Run `fn(tx, *args)` on the writer's thread; its value, once it is committed."""
+        command = self.store.writer.submit(fn, *args, bulk=bulk)
+        return await self.answer(asyncio.wrap_future(command))
+
+    async def answer(self, future: asyncio.Future[T]) -> T:
+        """What the writer answers to a command, once it is committed."""
         try:
-            return await asyncio.wrap_future(self.store.writer.submit(fn, *args, bulk=bulk))
+            return await future
         except DBAPIError as e:
             self.in_trouble = True
             raise in_words(e) from e
@@ -136,7 +141,7 @@ class Hub:
         self.polls.hint(("work", n) for n in effects.work)
         self.polls.hint(("session", id) for id in effects.kill)
         self.polls.hint(("agent", n) for n in effects.agents)
-        self.streams.hint(effects.events)
+        self.streams.hint(effects.events, effects.ends)
         if effects.unsettled:
             self.unsettled.set()
         if effects.acts:
@@ -148,6 +153,7 @@ class Hub:
 
 def _merge(into: Effects, more: Effects) -> None:
     into.events.update(more.events)
+    into.ends |= more.ends
     into.work |= more.work
     into.kill |= more.kill
     into.agents |= more.agents

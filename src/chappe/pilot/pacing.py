@@ -13,9 +13,8 @@ all while nobody knows how long Jobs take, because work that waits here could ru
 
 from __future__ import annotations
 
-from math import exp
-
 from chappe.core import limits
+from chappe.core.rates import Rate
 
 FEW_PER_S = 150.0
 FEW_TOOK_S = 0.1
@@ -50,7 +49,6 @@ STALE_S = 5.0
 RETRY_MIN_S = 0.25
 RETRY_MAX_S = 5.0
 _WEIGHT = 0.05
-_RATE_S = 0.5
 
 
 class Pacer:
@@ -61,8 +59,7 @@ class Pacer:
         """When the next sync may carry reports."""
         self._failures = 0
         self._hasty = 0
-        self._recent = 0.0
-        self._counted_at = 0.0
+        self._rate = Rate()
 
     def answered(
         self, sent_at: float, now: float, took_s: float, granted: bool, reports: int = 0
@@ -73,7 +70,7 @@ class Pacer:
         the network took for the last sync that was not held.
         """
         self._failures = 0
-        if self._few(now, reports) and took_s < FEW_TOOK_S:
+        if self._rate.add(reports, now) < FEW_PER_S and took_s < FEW_TOOK_S:
             self.next_at = now
         else:
             self.next_at = sent_at + self._gap(took_s, reports)
@@ -84,13 +81,6 @@ class Pacer:
         self._hasty = self._hasty + 1 if not reports and now - sent_at < HASTE_MAX_S else 0
         # Once or twice it is our own wake.
         return now + min(HASTE_MAX_S, GAP_MIN_S * 2**self._hasty) if self._hasty > 2 else now
-
-    def _few(self, now: float, reports: int) -> bool:
-        """Whether there were few reports in the last half second or so, with these that were sent now."""
-        self._recent *= exp((self._counted_at - now) / _RATE_S)
-        self._recent += reports
-        self._counted_at = now
-        return self._recent < FEW_PER_S * _RATE_S
 
     @staticmethod
     def _gap(took_s: float, reports: int) -> float:

@@ -54,17 +54,12 @@ PUT_RESULTS = Insert(
 
 def sync(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
     """One sync of a pilot. Raises SessionDead when its Session was proven dead."""
-    return answer(tx, p, req)[0]
-
-
-def answer(tx: Tx, p: Principal, req: SyncRequest) -> tuple[SyncReply, bool]:
-    """As `sync`; and whether this was a repeated request, which was granted nothing new."""
     session = _session(tx, p, req)
     _check_bounds(tx, req)
     tx.notice(req.seen)
     by_id = tx.catalog.leases[session.n]
     if req.request_no <= session.last_request:
-        return _repeat(tx, session, req, by_id), True
+        return _repeat(tx, p, session, req, by_id)
     # A Session that had answers before its first request was made known anew, after a restore.
     forgotten = session.last_request == 0 and req.answered > 0
     if forgotten or session.incarnation != tx.catalog.incarnation:
@@ -85,7 +80,7 @@ def answer(tx: Tx, p: Principal, req: SyncRequest) -> tuple[SyncReply, bool]:
     tx.heard(p.site_n, session.n)
     reply = _reply(tx, session, req, by_id, verdicts)
     acquire_grants(tx, p, session, req, reply)
-    return reply, False
+    return reply
 
 
 def acquire(tx: Tx, p: Principal, req: SyncRequest) -> SyncReply:
@@ -327,7 +322,9 @@ def _reply(
     )
 
 
-def _repeat(tx: Tx, session: Any, req: SyncRequest, by_id: dict[str, JobRow]) -> SyncReply:
+def _repeat(
+    tx: Tx, p: Principal, session: Any, req: SyncRequest, by_id: dict[str, JobRow]
+) -> SyncReply:
     """The answer to a request that was applied already: its grants, from the rows."""
     # A request that was overtaken by a later one may bring reports that nobody has applied: no verdict
     # for those, or the pilot would strike them from its outbox.
@@ -345,4 +342,7 @@ def _repeat(tx: Tx, session: Any, req: SyncRequest, by_id: dict[str, JobRow]) ->
             and (row.id, row.epoch) not in held
         ]
         fill_grants(tx, again, req, reply)
+        if req.wait_s > 0 and p.site_n is not None:
+            # What came after its first answer is granted when it looks again, now.
+            tx.effects.work.add(p.site_n)
     return reply

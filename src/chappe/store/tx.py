@@ -18,6 +18,7 @@ from chappe.core import limits
 from chappe.core.errors import Busy
 from chappe.core.leases import Decision
 from chappe.core.shapes import Shape, shape_key
+from chappe.core.states import FINAL
 from chappe.store import unheard
 from chappe.store.catalog import Catalog, ShapeEntry
 from chappe.store.dialect import sql
@@ -124,6 +125,7 @@ class Effects:
     """What a commit changed that somebody may be waiting for. Hints only: the truth is re-read."""
 
     events: dict[int, int] = field(default_factory=dict)
+    ends: set[int] = field(default_factory=set)
     work: set[int] = field(default_factory=set)
     kill: set[str] = field(default_factory=set)
     agents: set[int] = field(default_factory=set)
@@ -201,6 +203,8 @@ class Tx:
         seq = self.catalog.next_seq[project]
         self.catalog.next_seq[project] = seq + 1
         self.effects.events[project] = seq
+        if new in FINAL:
+            self.effects.ends.add(project)
         self._events.append(
             (
                 project,
@@ -254,6 +258,8 @@ class Tx:
         self.dirty = True
         self.catalog.next_seq[project] = seq
         self.effects.events[project] = seq - 1
+        if decision.state in FINAL:
+            self.effects.ends.add(project)
         moved = (project, site, app, old, decision.state)
         self._moves[moved] = self._moves.get(moved, 0) + 1
 
@@ -272,6 +278,10 @@ class Tx:
                 site = self.catalog.site_by_id.get((entry.project, site_id))
                 if site is not None:
                     self.effects.work.add(site.n)
+
+    def has_work(self, site: int) -> bool:
+        """Whether any Job that could run at this Site waits for a pilot."""
+        return any(entry.waiting for entry in self.catalog.sites[site].shapes)
 
     def intern(self, project: int, shape: Shape) -> ShapeEntry:
         """The row of a Shape, made on first use; Busy when a project has too many."""

@@ -5,6 +5,8 @@ executed in order, committed once, then answered. There is no gathering delay; u
 itself is the gathering. Bulk commands (large creates) wait in a lane of their own and are committed one at
 a time, when nothing quick waits, so that a small acquire stands behind one large create at most.
 
+What stays until there is work for it (store.standing) is run in the transaction that makes the work.
+
 A group in which one command fails unexpectedly is rolled back and retried command by command. A command
 that refuses (a ChappeError before its first write) harms nobody and is answered with its refusal. Where the
 database's connection may break, the `Line` knows what became of the group (store.line).
@@ -18,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -28,6 +30,7 @@ from chappe.core import faults, limits
 from chappe.core.errors import Busy, ChappeError, Unavailable
 from chappe.store import catalog as catalogs
 from chappe.store.line import After, Line, Superseded
+from chappe.store.standing import Command, Standing, Stay
 from chappe.store.tx import Effects, Tx
 
 T = TypeVar("T")
@@ -42,11 +45,16 @@ CRASH_POINTS = ("hub.before_commit", "hub.after_commit", "hub.after_answer")
 log = structlog.get_logger("chappe.store.writer")
 
 
-@dataclass(slots=True)
-class _Command:
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    future: Future[Any]
+class _Failed(NamedTuple):
+    """Why a transaction failed, what came of it, and whether others than its group had a part in it."""
+
+    error: Exception
+    after: After
+    served: bool
+
+
+#: What a command came to: its value, or the refusal that it raised.
+_Answers = dict[Command, tuple[Any, BaseException | None]]
 
 
 @dataclass(slots=True)
@@ -72,8 +80,9 @@ class Writer:
         self._line = line
         self._clock = clock
         self._mark = mark
-        self._quick: deque[_Command] = deque()
-        self._bulk: deque[_Command] = deque()
+        self._quick: deque[Command] = deque()
+        self._bulk: deque[Command] = deque()
+        self.standing = Standing()
         self._wake = threading.Condition()
         self._stopping = False
         self._reload = False
@@ -95,6 +104,17 @@ class Writer:
     def submit(self, fn: Callable[..., T], *args: Any, bulk: bool = False) -> Future[T]:
         """Queue `fn(tx, *args)`. Raises Busy when the queue is full, Unavailable when stopping."""
         future: Future[T] = Future()
+        self._queue(Command(fn, args, future), bulk)
+        return future
+
+    def stand(self, stay: Stay, fn: Callable[..., T], *args: Any) -> Command:
+        """Queue `fn(tx, *args)`, whose answer may be long in coming: see Stay. `standing.leave` ends the
+        wait. Raises like `submit`."""
+        command = Command(fn, args, Future(), stay)
+        self._queue(command, bulk=False)
+        return command
+
+    def _queue(self, command: Command, bulk: bool) -> None:
         with self._wake:
             if self._over is not None:
                 raise self._over
@@ -102,9 +122,8 @@ class Writer:
                 raise Unavailable("the hub is stopping; try again in a moment")
             if len(self._quick) + len(self._bulk) >= limits.WRITER_QUEUE:
                 raise Busy("the hub's write queue is full; try again in a moment")
-            (self._bulk if bulk else self._quick).append(_Command(fn, args, future))
+            (self._bulk if bulk else self._quick).append(command)
             self._wake.notify()
-        return future
 
     @property
     def depth(self) -> int:
@@ -139,7 +158,7 @@ class Writer:
             self.stats.busy_s += time.perf_counter() - started
             self.stats.largest_group = max(self.stats.largest_group, len(group))
 
-    def _next_group(self) -> list[_Command]:
+    def _next_group(self) -> list[Command]:
         """All quick commands, or one bulk command.
 
         An acquire that shared its transaction with a create of 1 000 Jobs would wait for all of it. After
@@ -153,16 +172,17 @@ class Writer:
         self._quick.clear()
         return group
 
-    def _commit(self, group: list[_Command]) -> None:
-        """Execute a group in one transaction; if it fails, each command in one of its own."""
+    def _commit(self, group: list[Command], *, serve: bool = True) -> None:
+        """Execute a group in one transaction; if it fails, each command in one of its own, without what
+        stays: that may be what fails, and a hint will have it look."""
         for _ in range(TRIES):
             if self._over is not None:
                 self._refuse(group, self._over)
                 return
-            failed = self._try(group)
+            failed = self._try(group, serve)
             if failed is None:
                 return
-            error, after = failed
+            error, after, served = failed
             self.stats.rollbacks += 1
             if isinstance(error, Superseded):
                 self._end(error)
@@ -170,24 +190,30 @@ class Writer:
             self._forget()
             if after is not After.AGAIN:
                 break
-        if len(group) > 1:
+        if len(group) > 1 or served:
             for command in group:
-                self._commit([command])
+                self._commit([command], serve=False)
             return
         if not isinstance(error, ChappeError):
             log.error("command failed", command=group[0].fn.__name__, exc_info=error)
         self._refuse(group, error)
 
-    def _try(self, group: list[_Command]) -> tuple[Exception, After] | None:
+    def _try(self, group: list[Command], serve: bool) -> _Failed | None:
         """Execute a group in one transaction and answer it; else why not, and what came of it."""
         tx = None
+        served = False
+        answers: _Answers = {}
         try:
             conn = self._line.connection()
             with conn.begin():
                 if self._reload:
                     self._load(conn)
                 tx = Tx(conn, self.catalog, self._clock(), time.clock_gettime(time.CLOCK_BOOTTIME))
-                answers = [self._execute(tx, command) for command in group]
+                for command in group:
+                    answers[command] = self._execute(tx, command, command.fn)
+                if serve and tx.effects.work:
+                    served = True  # as long as it is not known
+                    served = self._serve(tx, answers)
                 tx.flush()
                 if tx.written:
                     self._line.before_commit(self.catalog.incarnation, self.catalog.commit_no)
@@ -196,7 +222,9 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is answered to those who asked
             after = self._line.after(error)
             if tx is None or after is not After.COMMITTED:
-                return error, after
+                for command in answers:
+                    self.standing.fail(command)
+                return _Failed(error, after, served)
         faults.reach("hub.after_commit")
         if tx.written:
             self._mark(self.catalog.incarnation, self.catalog.commit_no)
@@ -204,11 +232,11 @@ class Writer:
         self.stats.commits += 1
         self.stats.commands += len(group)
         self._tell(tx.effects)
-        for command, value, refusal in answers:
+        for command, (value, refusal) in answers.items():
             if refusal is None:
-                command.future.set_result(value)
+                self.standing.settle(command, value)
             else:
-                command.future.set_exception(refusal)
+                self.standing.refuse(command, refusal)
         faults.reach("hub.after_answer")
         return None
 
@@ -219,7 +247,7 @@ class Writer:
         self.on_superseded()
 
     @staticmethod
-    def _refuse(group: list[_Command], error: Exception) -> None:
+    def _refuse(group: list[Command], error: Exception) -> None:
         for command in group:
             command.future.set_exception(error)
 
@@ -251,16 +279,35 @@ class Writer:
         except Exception:
             log.exception("a hint was lost")
 
+    def _serve(self, tx: Tx, answers: _Answers) -> bool:
+        """Have those look, within this transaction, that stay for a Site for which it made work. Sites where
+        nobody else need look are struck from the hints. Whether any looked."""
+        served = False
+        for site in tuple(tx.effects.work):
+            more = self.standing.has_more(site)
+            stayed = self.standing.begin(site)
+            here = [c for c, (value, no) in answers.items() if not no and c.stays_for(site, value)]
+            answers.update((command, (command.answer, None)) for command in stayed)
+            for command in (*here, *stayed):
+                if command.stay is not None and tx.has_work(site):
+                    answers[command] = self._execute(tx, command, command.stay.fn)
+                    served = True
+            if not (more and tx.has_work(site)):
+                tx.effects.work.discard(site)
+        return served
+
     @staticmethod
-    def _execute(tx: Tx, command: _Command) -> tuple[_Command, Any, BaseException | None]:
+    def _execute(
+        tx: Tx, command: Command, fn: Callable[..., Any]
+    ) -> tuple[Any, BaseException | None]:
         """Run one command. A refusal before its first write is an answer; after it, the group fails."""
         tx.dirty = False
         try:
-            answer = (command, command.fn(tx, *command.args), None)
+            answer = (fn(tx, *command.args), None)
         except ChappeError as refusal:
             if tx.dirty:
                 raise
-            return (command, None, refusal)
+            return (None, refusal)
         finally:
             tx.written = tx.written or tx.dirty
         return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 
 import msgspec
 
@@ -13,6 +14,8 @@ from chappe.hub.polls import Poll
 from chappe.hub.state import Hub
 from chappe.link.results import ResultProblem, check_bytes
 from chappe.store import sync as store
+from chappe.store.standing import Stay
+from chappe.wire.logs import LogWish
 from chappe.wire.sync import Report, SyncReply, SyncRequest
 
 
@@ -31,16 +34,12 @@ async def sync(call: Call[SyncRequest, None]) -> SyncReply:
     if p.session_n is not None:
         hub.liveness.ends(p.session_n, req.hard_end_in_s)
     with hub.polls.poll(key, req.request_no, tuple(groups)) as poll:
-        reply, repeated = await hub.write(store.answer, p, req)
+        if req.wait_s > 0:
+            return await _wait(call, req, poll, p.site_n if has_room else None)
+        reply = await hub.write(store.sync, p, req)
         _heard(hub, p.session_n)
         hub.metrics.sync(reply)
-        reply = _with_wishes(call, reply)
-        if req.wait_s > 0 and _says_nothing(reply):
-            if has_room and repeated:
-                # A repeated request was answered from the rows; what came after it is granted now.
-                poll.hint()
-            reply = await _wait(call, poll, reply)
-    return reply
+        return _with_wishes(call, reply)
 
 
 def with_good_results(req: SyncRequest) -> SyncRequest:
@@ -74,30 +73,51 @@ def _heard(hub: Hub, session: int | None) -> None:
         hub.liveness.heard(session)
 
 
-async def _wait(call: Call[SyncRequest, None], poll: Poll, reply: SyncReply) -> SyncReply:
-    """Look again at every hint, until there is something to say or nobody listens any more."""
-    hub, req = call.hub, call.body
+async def _wait(
+    call: Call[SyncRequest, None], req: SyncRequest, poll: Poll, site: int | None
+) -> SyncReply:
+    """The answer, when there is something to say or nobody listens any more. It stays with the writer, which
+    looks again when there is work for `site`; at every hint of something else we have it look anew."""
+    hub, p, writer = call.hub, call.principal, call.hub.store.writer
+    stay = Stay(site, store.acquire, says_something)
     deadline = asyncio.get_running_loop().time() + min(req.wait_s, limits.WAIT_MAX_S)
     leaving = asyncio.ensure_future(call.left())
     leaving.add_done_callback(lambda _left: poll.end())
+    look: Callable[..., SyncReply] = store.sync
+    if _wishes(call):
+        poll.hint()
     try:
-        while _says_nothing(reply) and await poll.wait(deadline):
-            reply = await hub.write(store.acquire, call.principal, req)
+        while True:
+            command = writer.stand(stay, look, p, req)
+            answered = asyncio.wrap_future(command.future)
+            answered.add_done_callback(lambda _: poll.hint())
+            try:
+                waits = await poll.wait(deadline)
+            finally:
+                writer.standing.leave(command)
+            reply = await hub.answer(answered)
             hub.metrics.sync(reply)
             reply = _with_wishes(call, reply)
+            if says_something(reply) or not waits:
+                return reply
+            look = store.acquire
     finally:
         leaving.cancel()
-    return reply
 
 
 def _with_wishes(call: Call[SyncRequest, None], reply: SyncReply) -> SyncReply:
     """The reply, and what somebody wishes to read of this pilot's Jobs."""
-    logs = call.hub.wishes.of(("session", call.principal.session_id), call.body.logs_seen)
+    logs = _wishes(call)
     return msgspec.structs.replace(reply, logs=logs) if logs else reply
 
 
-def _says_nothing(reply: SyncReply) -> bool:
-    return not (
+def _wishes(call: Call[SyncRequest, None]) -> list[LogWish]:
+    return call.hub.wishes.of(("session", call.principal.session_id), call.body.logs_seen)
+
+
+def says_something(reply: SyncReply) -> bool:
+    """Whether a pilot that waits is to have this reply at once."""
+    return bool(
         reply.verdicts or reply.grants or reply.kill or reply.unknown or reply.drain or reply.logs
     )
 
