@@ -47,7 +47,8 @@ def hub() -> Iterator[StubHub]:
 
 
 @pytest.fixture
-def site(tmp_path: Path, hub: StubHub) -> Iterator[Site]:
+def site(tmp_path: Path, hub: StubHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.chdir(tmp_path)  # where PATIENT writes when it is started as another program
     made = Site(tmp_path / "lyon", hub, PATIENT)
     yield made
     made.clean()
