@@ -257,6 +257,27 @@ async def test_many_small_waits_begin_as_far_back_as_one_big_one(hub: FakeHub, f
     assert (hub.streams, hub.reads) == (["1:0"], [])
 
 
+async def test_a_stream_that_nobody_needed_begins_again_for_many_jobs(
+    hub: FakeHub, feed: Feed
+) -> None:
+    hub.change("a", State.JOB_FINISHED, 1.0, announce=False)
+    await ends(feed, "a")
+    begin = hub.head
+    hub.say("j0", State.JOB_FINISHED, 2.0)
+    await settle()  # the stream of the first wait is still there, and passes it
+    few = asyncio.create_task(ends(feed, **{f"j{n}": begin for n in range(3)}))
+    await settle()
+    assert (len(hub.streams), len(hub.reads)) == (1, 2)
+    few.cancel()
+    await settle()
+    many = asyncio.create_task(ends(feed, **{f"j{n}": begin for n in range(200)}))
+    await settle()
+    for n in range(200):
+        hub.say(f"j{n}", State.JOB_FINISHED, 2.0)
+    assert len(await many) == 200
+    assert (hub.streams, len(hub.reads)) == (["1:0", f"1:{begin}"], 2)
+
+
 async def test_another_incarnations_position_is_no_position(hub: FakeHub, feed: Feed) -> None:
     hub.change("a", State.JOB_FINISHED, 1.0, announce=False)
     async with asyncio.timeout(10), aclosing(feed.watch({"a": (0, 5)})) as watch:

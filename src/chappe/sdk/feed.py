@@ -32,6 +32,8 @@ _LINGER_S = 5.0
 #: states costs less than to hear of the others' ends (30 µs a Job, 10 µs an end, one Event in four).
 _BACK = 1_000
 _BACK_PER_JOB = 10
+#: So many Jobs are worth a new stream when one that nobody needed any more has passed their Events.
+_RESTART = 100
 
 #: A wait outlasts the Hub's absence: nothing but its own time-out ends it.
 PATIENT = RetryPolicy(tries=1_000_000, budget_s=366 * 86_400.0)
@@ -103,7 +105,7 @@ class Feed:
         left = len(watch.pending)
         self._enter(watch)
         try:
-            at = await self._begin()
+            at = await self._begin(watch)
             ahead = {one for one in watch.begins if _ahead(one, at)}
             missing = await self._read(watch, [job for job in jobs if jobs[job] not in ahead])
             if missing:
@@ -134,11 +136,14 @@ class Feed:
 
     # --- the stream
 
-    async def _begin(self) -> Position:
+    async def _begin(self, watch: _Watch) -> Position:
         """Have the stream run; returns the position from where on all ends will be told."""
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
+            passed = any(self._at is None or not _ahead(one, self._at) for one in watch.begins)
+            if passed and len(watch.pending) >= _RESTART:
+                self._stop()
         if self._stream is None or self._stream.done():
             self._at = None
             self._ready = asyncio.get_running_loop().create_future()
