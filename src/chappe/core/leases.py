@@ -48,6 +48,7 @@ class Reason(StrEnum):
     OUTCOME_LOST = "outcome_lost"
     EXPIRED = "expired"
     HOOK = "hook"
+    RANK_KILLED = "rank_killed"
 
 
 _LOST = frozenset(

@@ -13,11 +13,12 @@ _REASONS = {reason.value: reason for reason in Reason}
 def end_of(h: Holding, ended: Ended) -> End:
     """The end of `h`. With `result` set, its result must be with the Hub before it is reported."""
     failed_start = ended.started_at is None
+    reason, message = _cause(h, ended)
     outcome = Outcome(
-        reason=_REASONS[ended.reason],
+        reason=reason,
         exit=ended.exit,
         signal=ended.signal,
-        message=ended.tail if failed_start else "",
+        message=ended.tail if failed_start else message,
         usage=None
         if failed_start
         else Usage(
@@ -41,3 +42,29 @@ def end_of(h: Holding, ended: Ended) -> End:
         result=ended.result or (h.result if outcome.ok else ""),
         orphan=h.orphan,
     )
+
+
+def doubtful(h: Holding, ended: Ended) -> bool:
+    """Whether ranks on several nodes ended badly, and nobody here wanted that."""
+    wide = h.started_by is not None and h.slot is not None and len(h.slot.shares) > 1
+    return wide and not h.ending and ended.reason in ("exit", "signal") and ended.exit != 0
+
+
+def _cause(h: Holding, ended: Ended) -> tuple[Reason, str]:
+    """Why it ended, and what there is to add. All that a launcher of ranks shows when it fails is an exit
+    status of its own; its last words say which rank took the others with it."""
+    reason = _REASONS[ended.reason]
+    if h.started_by is None or h.slot is None or reason not in (Reason.EXIT, Reason.SIGNAL):
+        return reason, ""
+    if ended.exit == 0:
+        return reason, ""
+    failure = h.started_by.failure(ended.tail)
+    if gone := [share.node.name for share in h.slot.shares if not share.node.up]:
+        # Whether its own node died or only its hand, the ranks there are gone, and it is they that count.
+        return Reason.NODE_LOST, f"node {', '.join(gone)} was lost while its ranks ran"
+    if failure is None:
+        return reason, ""
+    if failure.lost:
+        return Reason.NODE_LOST, failure.words()
+    killed = failure.signal is not None and reason is Reason.EXIT
+    return (Reason.RANK_KILLED if killed else reason), failure.words()

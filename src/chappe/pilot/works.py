@@ -19,7 +19,7 @@ from chappe.pilot.acks import Acks
 from chappe.pilot.aftermath import After, Judged
 from chappe.pilot.crew import Crew
 from chappe.pilot.desk import Arrival, Desk, Done, Work
-from chappe.pilot.ends import end_of
+from chappe.pilot.ends import doubtful, end_of
 from chappe.pilot.fetching import Fetching
 from chappe.pilot.holding import Holding, Phase
 from chappe.pilot.holdings import Holdings
@@ -37,6 +37,8 @@ _PAUSE_S = 5.0
 _SETTLED_MOST = 1_000
 _GATHER_S = 0.02
 _NOT_BEGUN = "it had not begun"
+_DOUBT_S = 1.0
+"""So long the end of ranks on several nodes waits for word that one of the nodes is lost."""
 
 
 class Works:
@@ -72,6 +74,7 @@ class Works:
         self._arrivals: list[Arrival] = []
         self._unwritten: dict[str, End] = {}
         self._judging: dict[Key, Ended] = {}
+        self._doubted: set[Key] = set()
         self._unjudged: list[tuple[Holding, Ended, After]] = []
         self._going_on: list[Holding] = []
         self._cleanups: list[tuple[Key, Cleanup]] = []
@@ -98,7 +101,13 @@ class Works:
     @property
     def idle(self) -> bool:
         """Whether everything that ended is written and on its way."""
-        return not (self._unwritten or len(self._uploads) or self._judging or self._cleaning)
+        return not (
+            self._unwritten
+            or len(self._uploads)
+            or self._judging
+            or self._cleaning
+            or self._doubted
+        )
 
     def todo(self) -> None:
         """Something may have become possible."""
@@ -184,13 +193,21 @@ class Works:
             return
         if h.slot is not None:
             h.slot.turned_at = at
-        if h.after is None:
+        if doubtful(h, ended) and ended.key not in self._doubted:
+            # A rank's end may be heard of before that of its node.
+            self._doubted.add(ended.key)
+            asyncio.get_running_loop().call_later(_DOUBT_S, self._settle_doubt, ended)
+        elif h.after is None:
             self._acks.keep(ended.key)
             self.over(h, end_of(h, ended))
         elif ended.key not in self._judging:
             self._judging[ended.key] = ended
             self._unjudged.append((h, ended, h.after))
             self._todo.set()
+
+    def _settle_doubt(self, ended: Ended) -> None:
+        self.ended(ended, boottime())
+        self._doubted.discard(ended.key)
 
     def judged(self, key: Key) -> bool:
         """Whether its end is known and being looked at."""

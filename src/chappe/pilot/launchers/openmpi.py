@@ -7,10 +7,13 @@ import re
 from chappe.pilot.launchers.base import Failure, Launch, Launcher, Ranks, host_lines
 
 # Where the hosts are shares of one machine nobody answers a remote shell: it is one of this machine's, which
-# only notes the name of the node. Open MPI cuts the agent at its spaces and knows no quotes; `env -S` does,
-# and ${IFS} stands for a space.
-_SHELL = 'CHAPPE_NODE=$0;export${IFS}CHAPPE_NODE;exec${IFS}/bin/sh${IFS}-c${IFS}"$*"'
-_AGENT = f"/usr/bin/env -S/bin/sh\\_-c\\_'{_SHELL}'"
+# notes the name of the node, and gives its daemon a directory of its own (two that make the same one at the
+# same time fail). Open MPI cuts the agent at its spaces and knows no quotes; `env -S` does.
+_SHELL = (
+    "CHAPPE_NODE=$0;TMPDIR=$(mktemp -d);export CHAPPE_NODE TMPDIR;"
+    '/bin/sh -c "$*";code=$?;rm -rf "$TMPDIR";exit $code'
+)
+_AGENT = "/usr/bin/env -S/bin/sh\\_-c\\_'" + _SHELL.replace(" ", "${IFS}") + "'"
 
 _RANK = re.compile(
     r"process rank (\d+) with PID \S+ on node (\S+) exited on\s+signal (\d+)", re.DOTALL
@@ -33,6 +36,8 @@ def _ranks(request: Ranks) -> Launch:
         tree = ("--prtemca", "plm_ssh_no_tree_spawn") if new else ("--mca", "plm_rsh_no_tree_spawn")
         argv += [*agent, _AGENT, *tree, "1"]
         argv += ["--prtemca" if new else "--mca", "plm", "ssh" if new else "rsh"]
+        # A daemon that goes to the background and fails there is waited for, for ever.
+        argv.append("--leave-session-attached")
         # Ranks of one machine would take shared memory, whatever the names of their nodes.
         argv += ["--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", "lo"]
         argv += ["--prtemca" if new else "--mca", "oob_tcp_if_include", "lo"]
