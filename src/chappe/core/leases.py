@@ -49,6 +49,7 @@ class Reason(StrEnum):
     EXPIRED = "expired"
     HOOK = "hook"
     RANK_KILLED = "rank_killed"
+    MEMORY = "memory"
 
 
 _LOST = frozenset(

@@ -18,7 +18,7 @@ def end_of(h: Holding, ended: Ended) -> End:
         reason=reason,
         exit=ended.exit,
         signal=ended.signal,
-        message=ended.tail if failed_start else message,
+        message=ended.tail if failed_start else ended.note or message,
         usage=None
         if failed_start
         else Usage(

@@ -16,6 +16,7 @@ from math import inf
 import msgspec
 
 from chappe.core.faults import reach
+from chappe.pilot import memory
 from chappe.pilot.launch_stages import (
     COMMAND,
     SCRATCH,
@@ -35,6 +36,9 @@ from chappe.pilot.spawn import Spawner, StartError, read_tail
 
 _SPAWN_BURST = 32
 _GIVE_UP_S = 10.0
+OUT_OF_MEMORY: KillReason = "memory"
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""How a process ends that was killed, and a shell or launcher whose child was."""
 
 
 class Runs:
@@ -50,6 +54,8 @@ class Runs:
         self.warm = Warm(self.spawner, table, self._reaper, deadlines, self._done)
         self._draining: dict[Key, Run] = {}
         self._scratch: set[str] = set()
+        self._oom = memory.OomKills()
+        self._weighing = False
 
     def set_base(self, base: BaseEnv) -> None:
         """Take what all tasks have in common."""
@@ -168,6 +174,8 @@ class Runs:
             run = self._table.runs.get(key)
             if key[0] == WARM:
                 self.warm.overdue(key[1])
+            elif key == memory.WEIGH:
+                self._weigh()
             if run is None:
                 continue
             run.watched_at = inf
@@ -203,9 +211,11 @@ class Runs:
 
     def watch_all(self) -> None:
         """Enter every run's deadline into `deadlines`, which was cleared."""
+        self._weighing = False
         for run in self._table.runs.values():
             run.watched_at = inf
             self._watch(run)
+            self._limit(run)
 
     def _watch(self, run: Run) -> None:
         if run.due_at < run.watched_at:
@@ -223,6 +233,33 @@ class Runs:
         count_io = run.stage == COMMAND and run.task.care is not None and run.task.care.count_io
         self._reaper.watch(run.pid, run.task.key, count_io=count_io)
         self._watch(run)
+        self._limit(run)
+
+    def _limit(self, run: Run) -> None:
+        """Look at its memory from now on, if it has a limit."""
+        if run.task.mem_limit_bytes and not self._weighing:
+            self._weighing = True
+            self._deadlines.add(boot_now() + memory.LOOK_S, memory.WEIGH)
+
+    def _weigh(self) -> None:
+        """End what uses more memory than it may, and look again later, while there is any such limit."""
+        at = boot_now()
+        limited = [
+            run for run in self._table.runs.values() if run.task.mem_limit_bytes and not run.exit
+        ]
+        self._weighing = bool(limited)
+        if not limited:
+            return
+        over = []
+        found = memory.by_run({run.pid: run.task.key for run in limited}, self._session)
+        for run in limited:
+            used, limit = found[run.task.key], run.task.mem_limit_bytes
+            if sum(used.values()) > limit and (exact := sum(map(memory.pss_bytes, used))) > limit:
+                run.note = f"used {exact} of {limit} bytes of memory"
+                over.append((run, OUT_OF_MEMORY, 0.0))
+        self._end(over)
+        now = boot_now()
+        self._deadlines.add(now + max(memory.LOOK_S, memory.SHARE * (now - at)), memory.WEIGH)
 
     def _stage_over(self, run: Run) -> None:
         """Nothing is left of a stage: begin the next, or tell that the run is over."""
@@ -250,6 +287,10 @@ class Runs:
         if run.stage != COMMAND:
             run.hook = hook_end(run, status)
             return
+        killed = os.waitstatus_to_exitcode(status) in _KILLED
+        if killed and run.reason is None and self._oom.another():
+            run.end(OUT_OF_MEMORY)
+            run.note = "killed by the kernel: its cgroup had no memory left"
         failed = run.reason is not None or status != 0
         run.command = CommandEnd(
             os.waitstatus_to_exitcode(status),

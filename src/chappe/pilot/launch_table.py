@@ -55,6 +55,7 @@ class Run:
         "hook",
         "kill_at",
         "limit_s",
+        "note",
         "reason",
         "stage",
         "stage_at",
@@ -78,6 +79,7 @@ class Run:
         self.done: Done | None = None  # what a worker said, while it is still to go
         self.hook: HookEnd | None = None  # the last of its hooks that is over
         self.warned = False
+        self.note = ""  # what there is to add to its reason
         self.failure = ""  # why its command could not be started after its hook
         self.begin(stage, pid, now)
 
@@ -296,6 +298,7 @@ class Table:
                 result="" if run.done is None or run.reason is not None else run.done.result,
                 hook=run.hook,
                 io=io,
+                note=run.note,
             ),
         )
 

@@ -20,7 +20,7 @@ from chappe.core.limits import MIB
 FRAME_BYTES = 8 * MIB
 """Longest frame; execve(2) takes about 2 MiB of arguments and environment, so one task always fits."""
 
-KillReason = Literal["timeout", "cancelled", "takeover", "allocation_end", "node_lost"]
+KillReason = Literal["timeout", "cancelled", "takeover", "allocation_end", "node_lost", "memory"]
 EndReason = Literal[
     "exit",
     "signal",
@@ -29,6 +29,7 @@ EndReason = Literal[
     "takeover",
     "allocation_end",
     "node_lost",
+    "memory",
     "start_failed",
     "hook",
 ]
@@ -146,7 +147,7 @@ class Task(msgspec.Struct, array_like=True, gc=False):
 
     With `warn_s` it gets `warn_signal` so long before its limit, or before `ends_at` (CLOCK_BOOTTIME), when
     the allocation ends its runs. `place` is the head's own note of where it put the task: `Started` gives
-    it back to a restarted one.
+    it back to a restarted one. What uses more than `mem_limit_bytes` on this node is killed; 0: no limit.
     """
 
     job: str
@@ -171,6 +172,7 @@ class Task(msgspec.Struct, array_like=True, gc=False):
     place: str = ""
     call: Call | None = None
     care: Care | None = None
+    mem_limit_bytes: int = 0
 
     @property
     def key(self) -> Key:
@@ -266,7 +268,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
     why). `hook` is the last hook that ran; with the reason "hook" it was `preprocess`, and the command did
     not run. Usage is of the main process and what it waited for; `max_rss_bytes` is never below the
     launcher's own peak, which vfork lends to the child until it calls exec. `result` is what a
-    call returned or raised.
+    call returned or raised. `note` is what there is to add to the reason.
     """
 
     job: str
@@ -286,6 +288,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, gc=False):
     result: str = ""
     hook: HookEnd | None = None
     io: IoCount | None = None
+    note: str = ""
 
     @property
     def key(self) -> Key:

@@ -53,7 +53,8 @@ class Options(msgspec.Struct, frozen=True):
     launcher keeps Jobs for a restarted pilot. `topology` names a file that says what the node is made of
     (empty: the kernel is asked); `named` is all that the Site has of its own countable resources. `ranks` is
     the Site's own command that starts the ranks of a Job, with a host file of a `host_line` for each node.
-    `umask` is that of Jobs, and of the directories made for them.
+    `umask` is that of Jobs, and of the directories made for them. With `hold_memory` a Job that uses more
+    than it asked for is killed.
     """
 
     cores: Annotated[int, Meta(ge=0, le=limits.CORES_MAX)] = 0
@@ -69,6 +70,7 @@ class Options(msgspec.Struct, frozen=True):
     host_line: str = "{node}:{ranks}"
     umask: Annotated[int, Meta(ge=0, le=0o777)] = 0o077
     launch: LaunchOptions = LaunchOptions()
+    hold_memory: bool = False
 
 
 class Session(HidesToken, msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ import msgspec
 from chappe.core import arrays, limits
 from chappe.core.errors import Invalid
 from chappe.core.hooks import HookName
-from chappe.core.jobs import FunctionRef, JobSpec
+from chappe.core.jobs import FunctionRef, JobSpec, Resources
 from chappe.link import admission
 from chappe.link.appdef import Files
 from chappe.link.apps import LoadedApp
@@ -111,13 +111,12 @@ class Tasks:
             tail_bytes=limits.TAIL_BYTES,
             lane=0 if slot is None else slot.lane,
             warn_s=resources.warn_s,
-            warn_signal=0
-            if resources.warn_s is None
-            else signal.Signals[f"SIG{resources.warn_signal}"],
+            warn_signal=_warn_signal(resources),
             ends_at=None if resources.warn_s is None else order.ends_at,
             place="" if slot is None else places.note(slot),
             call=call,
             care=care,
+            mem_limit_bytes=resources.mem_bytes if self._session.options.hold_memory else 0,
         )
 
     def _call(
@@ -157,6 +156,10 @@ class Tasks:
         if not changed:
             return admitted.parameters
         return app.validate({**admitted.spec.parameters, **changed})
+
+
+def _warn_signal(resources: Resources) -> int:
+    return 0 if resources.warn_s is None else signal.Signals[f"SIG{resources.warn_signal}"]
 
 
 def _workdir(spec: JobSpec, files: Files) -> str:

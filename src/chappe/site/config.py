@@ -152,6 +152,13 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mem_bytes: Annotated[
         int, Meta(ge=0, description="Memory (bytes) a pilot may give to Jobs. 0: all it finds.")
     ] = 0
+    hold_memory: Annotated[
+        bool,
+        Meta(
+            description="Whether a Job that uses more memory than the `mem_bytes` it asked for is killed. "
+            "The processes of such Jobs are looked at a few times a second."
+        ),
+    ] = True
     slots: Annotated[
         int, Meta(ge=0, le=100_000, description="Jobs a pilot may run at once. 0: one per core.")
     ] = 0

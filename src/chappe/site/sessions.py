@@ -83,6 +83,7 @@ def write_session(
         "options": {
             "cores": intent.cores or pilot.cores,
             "mem_bytes": pilot.mem_bytes,
+            "hold_memory": pilot.hold_memory,
             "slots": pilot.slots,
             "idle_s": pilot.idle_s if idle_s is None else idle_s,
             "drain_s": pilot.drain_s,
