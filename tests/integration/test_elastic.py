@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chappe.site.elastic_inputs import dry_run
 from chappe.testing.cluster import Cluster, patiently, until
 from chappe.testing.site import RunningSite, crash_at
 from chappe.wire.events import Event
@@ -63,6 +64,12 @@ def test_a_job_that_no_node_can_take_has_its_reason_in_the_log(cluster: Cluster)
     (event,) = until(lambda: decisions(cluster), "a decision")
     assert (event.data["asks"], event.data["unmet"][0]["code"]) == ([], "node_size")
     assert not states(cluster)
+    site.stop()
+    cluster.submit(3, site)
+    plan = dry_run(site.root, cluster.client.admin.demand("paris"))
+    assert [w["jobs"] for w in plan["inputs"]["waiting"]] == [3, 1]
+    assert [ask["jobs"] for ask in plan["asks"]] == [2, 1]
+    assert [u["code"] for u in plan["unmet"]] == ["node_size"]
 
 
 def test_a_killed_agent_asks_for_nothing_twice(cluster: Cluster, tmp_path: Path) -> None:

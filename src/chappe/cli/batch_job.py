@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -92,6 +93,43 @@ def cancel(out: Out, id: str) -> None:
     with out.client() as client:
         view = client.admin.cancel_batch_job(_full_id(client, id))
     out.one(view, out.say, f"{view.id}  {view.state}")
+
+
+@command.command()
+@click.argument(
+    "directory", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path()
+)
+@with_output
+def plan(out: Out, directory: Path) -> None:
+    """Show what the agent of a site's DIRECTORY would ask for now, and why. Nothing is asked for.
+
+    Which nodes are free, and how long something has not been needed, only the running agent knows.
+    """
+    from chappe.site.config import load  # here: `--help` does without them
+    from chappe.site.elastic_inputs import dry_run
+
+    with out.client() as client:
+        demand = client.admin.demand(load(directory).site.id)
+    found = dry_run(directory, demand)
+    out.one(found, _plan, out, found)
+
+
+def _plan(out: Out, found: dict[str, Any]) -> None:
+    inputs = found["inputs"]
+    out.say(f"policy {found['policy']}: {found['why']}")
+    for w in inputs["waiting"]:
+        time = f", {w['wall_s']} s" if w["wall_s"] else ""
+        out.say(f"  wait  {w['jobs']} jobs of {w['nodes']} nodes, {w['cores']} cores{time}")
+    for a in inputs["open"]:
+        out.say(f"  open  {a['batch_job']}  {a['nodes']} nodes, {a['stage']}")
+    for ask in found["asks"]:
+        limit = "no limit" if ask["wall_s"] is None else f"{ask['wall_s']:.0f} s"
+        where = f" in {ask['queue']}" if ask["queue"] else ""
+        out.say(f"  ask   {ask['nodes']} nodes, {limit}{where}: {ask['why']}")
+    for cancel in found["cancels"]:
+        out.say(f"  back  {cancel['batch_job']}: {cancel['why']}")
+    for unmet in found["unmet"]:
+        out.say(f"  none  for {unmet['jobs']} jobs ({unmet['code']}): {unmet['why']}")
 
 
 def _full_id(client: Client, short: str) -> str:

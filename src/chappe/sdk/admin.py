@@ -9,6 +9,7 @@ from chappe.link.clock import new_id
 from chappe.link.http import HubClient
 from chappe.sdk.errors import NotFound
 from chappe.wire.bulk import JobCount
+from chappe.wire.demand import Demand
 from chappe.wire.jobs import Counts, JobFilter
 from chappe.wire.sites import (
     AppView,
@@ -102,6 +103,11 @@ class Admin:
         )
         new = NewBatchJob(id=new_id(), site=await self._site_id(site), intent=intent)
         return await self._hub.request("POST", "/v1/batch-jobs", new, BatchJobView)
+
+    async def demand(self, site: str) -> Demand:
+        """What waits for a Site, counted by Shape, and which of its pilots ask for work."""
+        path = f"/v1/sites/{await self._site_id(site)}/demand"
+        return await self._hub.request("GET", path, reply=Demand)
 
     async def cancel_batch_job(self, batch_job: str) -> BatchJobView:
         """Take a BatchJob back; what runs in it is ended."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from chappe.sdk.admin import Admin
 from chappe.sdk.loop import Loop
+from chappe.wire.demand import Demand
 from chappe.wire.sites import (
     AppView,
     BatchJobView,
@@ -85,6 +86,10 @@ class SyncAdmin:
                 job_extra_directives=job_extra_directives,
             )
         )
+
+    def demand(self, site: str) -> Demand:
+        """What waits for a Site, counted by Shape, and which of its pilots ask for work."""
+        return self._run(self._admin.demand(site))
 
     def cancel_batch_job(self, batch_job: str) -> BatchJobView:
         """Take a BatchJob back; what runs in it is ended."""

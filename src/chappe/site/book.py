@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from chappe.link.spool import SpoolCorrupt, SpoolWriter, set_aside
+from chappe.link.spool import SpoolCorrupt, SpoolWriter, read, set_aside
 from chappe.site.memory import Decided, Memory, NodeSeen, Told
 from chappe.site.schedulers.base import OVER, Phase
 from chappe.wire.sites import BatchJobIntent
@@ -197,49 +197,17 @@ class Batch:
                 pass
 
 
-class Book:
-    """The open book; `batches` by id, oldest first, the states of the last that are `over` and forgotten, and
-    the `memory` of what was learned. Used from one task at a time."""
+class Pages:
+    """What the entries come to: `batches` by id, oldest first, the states of the last that are `over` and
+    forgotten, and the `memory` of what was learned."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create. What a corrupt file still says is kept; the file is set aside.
-
-        Raises OSError, SpoolFull.
-        """
+    def __init__(self) -> None:
         self.batches: dict[str, Batch] = {}
         self.over: dict[str, str] = {}
         self.memory = Memory()
-        self._compacted = 0
-        try:
-            self._spool = SpoolWriter(path)
-            found = self._spool.recovered
-        except SpoolCorrupt as e:
-            aside = set_aside(path)
-            log.critical("the book of batch jobs is damaged and was set aside", file=str(aside))
-            self._spool = SpoolWriter(path)
-            self._spool.append(e.records, sync=True)
-            found = e.records
-        for record in found:
-            self._apply(_decoder.decode(record))
-        if found is not self._spool.recovered:
-            # What is lost may be that the scheduler was called: it is asked before it is called again.
-            doubtful = [b for b in self.batches.values() if b.registered and not b.intended]
-            self.add(*(Intended(b.id) for b in doubtful))
-        self._compact()
 
-    def add(self, *entries: Entry) -> None:
-        """Write entries, durably, then apply them. Raises OSError, SpoolFull: then nothing changed."""
-        self._spool.append([_encode(entry) for entry in entries], sync=True)
-        for entry in entries:
-            self._apply(entry)
-        if self._spool.size > max(_COMPACT_BYTES, 2 * self._compacted):
-            self._compact()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._spool.close()
-
-    def _apply(self, entry: Entry) -> None:
+    def apply(self, entry: Entry) -> None:
+        """Take one more entry into account."""
         if isinstance(entry, Wanted):
             self.batches.setdefault(entry.id, Batch(entry)).apply(entry)
         elif isinstance(entry, Forgotten):
@@ -271,6 +239,54 @@ class Book:
         elif said.phase in OVER and not batch.over and batch.running_at is not None:
             ran_s = max(0.0, said.at - batch.running_at)
             self.memory.ended(said.at, intent.account, intent.nodes * ran_s)
+
+
+def read_book(path: Path) -> Pages:
+    """What the book says, whoever has it open; nothing, when there is none. Raises SpoolCorrupt, OSError."""
+    pages = Pages()
+    for record in read(path) if path.exists() else []:
+        pages.apply(_decoder.decode(record))
+    return pages
+
+
+class Book(Pages):
+    """The open book. Used from one task at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create. What a corrupt file still says is kept; the file is set aside.
+
+        Raises OSError, SpoolFull.
+        """
+        super().__init__()
+        self._compacted = 0
+        try:
+            self._spool = SpoolWriter(path)
+            found = self._spool.recovered
+        except SpoolCorrupt as e:
+            aside = set_aside(path)
+            log.critical("the book of batch jobs is damaged and was set aside", file=str(aside))
+            self._spool = SpoolWriter(path)
+            self._spool.append(e.records, sync=True)
+            found = e.records
+        for record in found:
+            self.apply(_decoder.decode(record))
+        if found is not self._spool.recovered:
+            # What is lost may be that the scheduler was called: it is asked before it is called again.
+            doubtful = [b for b in self.batches.values() if b.registered and not b.intended]
+            self.add(*(Intended(b.id) for b in doubtful))
+        self._compact()
+
+    def add(self, *entries: Entry) -> None:
+        """Write entries, durably, then apply them. Raises OSError, SpoolFull: then nothing changed."""
+        self._spool.append([_encode(entry) for entry in entries], sync=True)
+        for entry in entries:
+            self.apply(entry)
+        if self._spool.size > max(_COMPACT_BYTES, 2 * self._compacted):
+            self._compact()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._spool.close()
 
     def _compact(self) -> None:
         over: list[Entry] = [Forgotten(id, state) for id, state in self.over.items()]

@@ -10,86 +10,32 @@ wait (`Wanted.idle_s`). The agent only takes back what has not begun.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import msgspec
 import structlog
 
-from chappe.core import elastic, faults
+from chappe.core import faults
 from chappe.core.batchjobs import BatchJobIntent
 from chappe.core.elastic import (
-    DAY_S,
-    Account,
-    Allocation,
     Ask,
-    NodeSize,
     Plan,
-    PolicyKind,
-    Queue,
     Situation,
-    Stage,
-    Waiting,
     Window,
 )
 from chappe.core.elasticity import decide
 from chappe.link.clock import boottime, new_id, now
-from chappe.site import sessions
 from chappe.site.book import Batch, Book, CancelAsked, Entry, Wanted
 from chappe.site.config import SiteConfig
+from chappe.site.elastic_inputs import FOLLOWS, as_data, policy_of, situation, size_of
 from chappe.site.memory import Decided, NodeSeen, Told
 from chappe.site.schedulers.base import Phase
 from chappe.site.wakeup import Wakeups
-from chappe.wire.demand import Decision, Demand, PilotOffer
+from chappe.wire.demand import Decision, Demand
 
 log = structlog.get_logger()
 
 QUICK_DEATH_S = 60.0
 FIRST_DELAY_S = 2.0
 MOST_DELAY_S = 300.0
-SHOWN_MOST = 20
-"""Shapes, allocations and reasons at most that a decision's Event tells."""
-
-_FOLLOWS = frozenset({PolicyKind.FIT, PolicyKind.BACKFILL, PolicyKind.DEADLINE})
-
-
-def policy_of(config: SiteConfig) -> elastic.Policy:
-    """The policy that site.toml describes: `[elastic]`, within `[policy]`. Raises Invalid."""
-    asked, rules, scheduler = config.elastic, config.policy, config.scheduler
-    keep = config.pilot.keep if asked.policy is PolicyKind.KEEP else asked.minimum
-    most = max(asked.maximum, keep) if asked.policy is PolicyKind.KEEP else asked.maximum
-    nodes_most = max(asked.nodes_max, keep * asked.nodes)
-    wall_s = asked.wall_s or (config.pilot.wall_s if asked.policy in _FOLLOWS else 0.0)
-    queues = tuple(
-        Queue(
-            name,
-            rule.nodes_max or None,
-            rule.wall_s_max or None,
-            rule.queued_max or None,
-            rule.running_max or None,
-        )
-        for name, rule in rules.queues.items()
-    )
-    accounts = tuple(Account(name, hours * 3_600.0) for name, hours in asked.accounts.items())
-    return elastic.Policy(
-        kind=asked.policy,
-        keep=keep,
-        most=min(most, rules.running_max or most),
-        queued_most=min(most, rules.queued_max or most),
-        nodes=asked.nodes,
-        nodes_most=min(nodes_most, rules.nodes_max or nodes_most),
-        wall_s=wall_s or None,
-        wall_least_s=asked.wall_s_min,
-        within_s=asked.within_s,
-        deadline_at=asked.deadline_at,
-        idle_s=asked.idle_s,
-        wait_s=asked.wait_s or None,
-        assumed_s=asked.assumed_s,
-        margin_s=2 * config.pilot.drain_s + 60.0,
-        day_node_s=asked.node_hours_per_day * 3_600.0 or None,
-        queues=queues or (Queue(scheduler.queue),),
-        accounts=accounts or (Account(scheduler.account),),
-    )
 
 
 class Elastic:
@@ -114,7 +60,7 @@ class Elastic:
     @property
     def mark(self) -> str | None:
         """For the Hub: which demand is known; "" for none, None when nobody here wants to know."""
-        if self._policy.kind not in _FOLLOWS:
+        if self._policy.kind not in FOLLOWS:
             return None
         return "" if self._demand is None else self._demand.mark
 
@@ -163,7 +109,7 @@ class Elastic:
 
     def look(self) -> None:
         """Decide, and write down what is wanted. Raises SpoolFull, OSError: then nothing was decided."""
-        if self._policy.kind in _FOLLOWS and self._demand is None:
+        if self._policy.kind in FOLLOWS and self._demand is None:
             self._again_at = None
             return
         # What was made smaller leaves a gap that the next look fills; each look asks, so this ends.
@@ -177,7 +123,7 @@ class Elastic:
 
     def _look_once(self) -> bool:
         at = now()
-        seen = self.situation(at)
+        seen = self._situation(at)
         plan = decide(self._policy, seen)
         self._surplus_at = {id: self._surplus_at.get(id, at) for id in plan.surplus}
         self._again_at = None if plan.again_at is None else boottime() + plan.again_at - at
@@ -192,7 +138,7 @@ class Elastic:
     def _write_down(self, plan: Plan, seen: Situation, at: float) -> None:
         wanted = [(ask, self._wanted(ask, at)) for ask in plan.asks]
         cancels = [c.id for c in plan.cancels] + [a.instead_of for a in plan.asks if a.instead_of]
-        data = _as_data(self._policy, seen, plan, [w.id for _, w in wanted])
+        data = as_data(self._policy, seen, plan, [w.id for _, w in wanted])
         no = max(self._book.memory.last_no + 1, int(at * 1e6))
         entries: list[Entry] = [Decided(Decision(no, at, data))]
         entries += [w for _, w in wanted]
@@ -213,113 +159,17 @@ class Elastic:
         idle_s = None if ask.lasting else self._policy.idle_s
         return Wanted(new_id(), intent, new_id(), kept=True, at=at, idle_s=idle_s)
 
-    # -- from what ---------------------------------------------------------------------------------
-
-    def situation(self, at: float) -> Situation:
-        """All that a decision is made from, now."""
-        demand = self._demand
-        waiting = [] if demand is None else demand.waiting
-        offers = {} if demand is None else {p.session: p for p in demand.pilots}
-        named = self._config.resources.named
-        used: Mapping[str, int] = {} if demand is None else demand.named_used
-        memory = self._book.memory
-        return Situation(
-            now=at,
-            demand=tuple(Waiting(w.shape, w.jobs) for w in waiting),
-            open=tuple(
-                self._allocation(b, offers, at) for b in self._book.batches.values() if not b.over
-            ),
-            node=self._config.elastic.node or memory.node,
-            named_free={name: have - used.get(name, 0) for name, have in named.items()},
-            windows=self.windows,
-            waits=memory.waits,
-            spent=memory.spent_since(at - DAY_S),
-            hold_until=at + max(0.0, self._hold_until - boottime()),
-        )
-
-    def _allocation(self, batch: Batch, offers: Mapping[str, PilotOffer], at: float) -> Allocation:
-        intent, offer = batch.wanted.intent, offers.get(batch.session)
-        began_at = batch.running_at
-        if batch.cancel or (offer is not None and offer.closed):
-            stage = Stage.CLOSED
-        elif offer is not None:
-            stage, began_at = Stage.ASKS, began_at or at
-        else:
-            stage = Stage.FRESH if batch.phase is Phase.RUNNING else Stage.QUEUED
-        return Allocation(
-            batch.id,
-            stage,
-            intent.nodes,
-            batch.wanted.at,
-            sessions.wall_of(self._config, intent),
-            None if stage is Stage.QUEUED else began_at,
-            intent.queue or self._config.scheduler.queue,
-            intent.account or self._config.scheduler.account,
-            own=batch.wanted.kept,
-            lasting=batch.wanted.kept and batch.wanted.idle_s is None,
-            node=None if offer is None or not offer.cores else _size(offer),
-            surplus_at=self._surplus_at.get(batch.id),
-        )
+    def _situation(self, at: float) -> Situation:
+        hold_until = at + max(0.0, self._hold_until - boottime())
+        seen = situation(self._config, self._book, self._demand, self._surplus_at, at)
+        return msgspec.structs.replace(seen, windows=self.windows, hold_until=hold_until)
 
     def _see_node(self, demand: Demand) -> None:
         """Pilots with whole nodes tell what one has; the smallest counts: nothing is asked for in vain."""
         whole = {b.session for b in self._book.batches.values() if not b.wanted.intent.cores}
-        sizes = [_size(p) for p in demand.pilots if p.cores and p.session in whole]
+        sizes = [size_of(p) for p in demand.pilots if p.cores and p.session in whole]
         if not sizes:
             return
         node = min(sizes, key=lambda s: (s.cores, s.mem_bytes, s.gpus))
         if node != self._book.memory.node:
             self._book.add(NodeSeen(node))
-
-
-def _size(offer: PilotOffer) -> NodeSize:
-    return NodeSize(offer.cores, offer.mem_bytes, offer.gpus)
-
-
-def _as_data(policy: elastic.Policy, seen: Situation, plan: Plan, ids: list[str]) -> dict[str, Any]:
-    """A decision and its inputs, for people and for the EventLog."""
-    return {
-        "policy": str(policy.kind),
-        "why": plan.why,
-        "asks": [
-            {
-                "batch_job": id,
-                "nodes": ask.nodes,
-                "wall_s": ask.wall_s,
-                "queue": ask.queue,
-                "account": ask.account,
-                "instead_of": ask.instead_of,
-                "jobs": sum(s.jobs for s in ask.serves),
-                "why": ask.why,
-            }
-            for ask, id in list(zip(plan.asks, ids, strict=True))[:SHOWN_MOST]
-        ],
-        "cancels": [{"batch_job": c.id, "why": c.why} for c in plan.cancels[:SHOWN_MOST]],
-        "unmet": [{"code": u.code, "jobs": u.jobs, "why": u.why} for u in plan.unmet[:SHOWN_MOST]],
-        "inputs": inputs_of(seen),
-    }
-
-
-def inputs_of(seen: Situation) -> dict[str, Any]:
-    """What a decision was made from, in short."""
-    return {
-        "waiting": [
-            {
-                "jobs": w.jobs,
-                "nodes": w.shape.nodes,
-                "cores": w.shape.cores,
-                "gpus": w.shape.gpus,
-                "mem_bytes": w.shape.mem_bytes,
-                "wall_s": w.shape.wall_s,
-            }
-            for w in seen.demand[:SHOWN_MOST]
-        ],
-        "open": [
-            {"batch_job": a.id, "stage": str(a.stage), "nodes": a.nodes}
-            for a in seen.open[:SHOWN_MOST]
-        ],
-        "node": None if seen.node is None else msgspec.to_builtins(seen.node),
-        "named_free": dict(list(seen.named_free.items())[:SHOWN_MOST]),
-        "windows": [msgspec.to_builtins(w) for w in seen.windows[:SHOWN_MOST]],
-        "spent_node_s": seen.spent,
-    }
