@@ -14,6 +14,7 @@ from threading import Event
 import pytest
 
 from chappe.testing import postgres as postgresql
+from chappe.testing.far_node import FarNode
 from chappe.testing.postgres import PostgresServer
 from tests.chaos.silences import SCENARIOS
 from tests.conftest import Require
@@ -31,6 +32,19 @@ def _scenario(item: pytest.Item) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests that wait for a scenario behind all others, whatever the order of these."""
     items.sort(key=lambda item: _scenario(item) != "")
+
+
+@pytest.fixture
+def node(require: Require) -> Iterator[FarNode]:
+    """A node of its own network, at the end of a wire."""
+    how = "run the tests as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN"
+    try:
+        made = FarNode()
+    except OSError as refused:
+        require(False, f"network of its own ({refused})", how)
+        raise
+    with made:
+        yield made
 
 
 @pytest.fixture(scope="session", autouse=True)

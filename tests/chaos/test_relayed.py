@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,22 +16,6 @@ from chappe.testing.cluster import Cluster, patiently, until
 from chappe.testing.far_node import FarNode
 from chappe.testing.relay import Relay
 from chappe.testing.site import RunningSite
-
-if TYPE_CHECKING:
-    from tests.conftest import Require
-
-HOW = "run the tests as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN"
-
-
-@pytest.fixture
-def node(require: Require) -> Iterator[FarNode]:
-    try:
-        made = FarNode()
-    except OSError as refused:
-        require(False, f"network of its own ({refused})", HOW)
-        raise
-    with made:
-        yield made
 
 
 @pytest.fixture

@@ -289,6 +289,15 @@ async def test_a_node_that_cannot_be_reached_again_is_lost_in_time(site: RealSit
     assert (await site.job(wide)).state == "PREPROCESSED", why
 
 
+async def test_a_hand_that_does_not_come_up_is_tried_again_for_as_long_as_it_takes(
+    site: RealSite,
+) -> None:
+    thrice = 'echo x >> "$0.tries"; [ $(wc -l < "$0.tries") -gt 3 ] || exit 1; shift; exec "$@"'
+    pilot = await commanded(site, thrice)
+    await until(lambda: pilot.logged("hand.joined"), "the hand joins")
+    assert len(pilot.logged("hand.started")) == 4
+
+
 async def test_a_network_that_is_cut_for_a_while_changes_nothing(site: RealSite) -> None:
     # The words after the node's name: python -P -m chappe.pilot.hand --dir DIRECTORY …
     through = (

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import Process
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -34,8 +33,9 @@ SILENCE_S = 30.0
 LOST_MARGIN_S = 10.0
 """From the time that a launcher was allowed to the time when nothing is left: TERM, KILL, and some more."""
 
-_STARTS_MOST = 3
-_STARTS_WITHIN_S = 600.0
+_START_PAUSE_S = 1.0
+_START_PAUSE_MOST_S = 60.0
+"""From one start of a hand to the next, the longer the more often it did not last."""
 _REJOIN_S = 5.0
 _HELLO_S = 20.0
 _STOP_S = 30.0
@@ -67,7 +67,8 @@ class _Remote:
         self.launcher = 0
         self.lost = False
         self.process: Process | None = None
-        self.starts: deque[float] = deque(maxlen=_STARTS_MOST)
+        self.started_at = -_START_PAUSE_MOST_S
+        self.pause_s = 0.0
         self.changed = asyncio.Event()
 
 
@@ -189,9 +190,14 @@ class Hands:
                 await self._wait(remote, None)
                 continue
             self._judge(remote)
+            wait_s = _REJOIN_S
             if remote.process is None or remote.process.returncode is not None:
-                await self._start(remote)
-            await self._wait(remote, _REJOIN_S)
+                due_s = self._due_s(remote)
+                if due_s <= 0.0:
+                    await self._start(remote)
+                else:
+                    wait_s = min(wait_s, due_s)
+            await self._wait(remote, wait_s)
 
     async def _wait(self, remote: _Remote, timeout_s: float | None) -> None:
         """For a change, or for the end of the process that was to start the hand."""
@@ -224,12 +230,20 @@ class Hands:
         self._log.error("node.lost", node=remote.name, cause=cause)
         self._listener.lost(remote.name, cause)
 
+    def _due_s(self, remote: _Remote) -> float:
+        """Until a hand may be started here again. A launcher that guards its node against a cut-off hand ends
+        what bears the node's mark, and so may a new hand or two, before the node is free for another."""
+        return remote.started_at + remote.pause_s - boottime()
+
     async def _start(self, remote: _Remote) -> None:
-        at = boottime()
-        often = len(remote.starts) == _STARTS_MOST and at - remote.starts[0] < _STARTS_WITHIN_S
-        if often or self._stopping:
+        if self._stopping:
             return
-        remote.starts.append(at)
+        lasted_s = boottime() - remote.started_at
+        longer_s = min(_START_PAUSE_MOST_S, 2 * remote.pause_s)
+        remote.pause_s = (
+            _START_PAUSE_S if lasted_s >= _START_PAUSE_MOST_S else max(_START_PAUSE_S, longer_s)
+        )
+        remote.started_at = boottime()
         argv = [sys.executable, "-P", "-m", "chappe.pilot.hand"]
         argv += ["--dir", str(self._directory), "--node", remote.name]
         try:

@@ -113,10 +113,10 @@ def _relay(paths: SitePaths) -> RelayFiles:
 
 def _hosts(config: SiteConfig, intent: BatchJobIntent) -> dict[str, object]:
     """How the pilot finds the nodes of its allocation, and starts hands on them."""
-    if config.scheduler.kind == "local":
-        return {"kind": "emulated", "nodes": intent.nodes} if intent.nodes > 1 else {}
     if config.pilot.hands:
         return {"kind": "command", "names": config.pilot.node_names, "start": config.pilot.hands}
+    if config.scheduler.kind == "local":
+        return {"kind": "emulated", "nodes": intent.nodes} if intent.nodes > 1 else {}
     if not config.launch.hands:
         return {}
     return {"kind": "launcher", "launcher": config.launch.hands}
