@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 import pytest
 
 from docs import generate
-from tools import get_servers, get_uv, sizes
+from tools import failed, get_servers, get_uv, sizes
 
 
 def function(lines: int) -> str:
@@ -180,3 +181,16 @@ def test_without_root_nothing_is_asked_for(
 def test_a_server_that_nobody_knows_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert get_servers.main(["slurm", "abacus"]) == 2
     assert "abacus (there are: postgres slurm" in capsys.readouterr().err
+
+
+def test_a_few_failures_are_named_and_many_are_not_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "lastfailed"
+    monkeypatch.setattr(failed, "CACHE", cache)
+    assert failed.main() == 1
+    cache.write_text('{"tests/b.py::two": true, "tests/a.py::one": true}')
+    assert failed.main() == 0
+    assert capsys.readouterr().out == "\ntests/a.py::one\ntests/b.py::two\n"
+    cache.write_text(json.dumps({f"tests/a.py::{n}": True for n in range(11)}))
+    assert failed.main() == 1
