@@ -46,6 +46,30 @@ def test_what_is_sealed_is_opened_again_and_says_where_it_comes_from(seal: Seal)
     assert again.sha256 == result.sha256
 
 
+def test_what_ranks_leave_is_found_when_it_is_wanted_an_exception_first(
+    seal: Seal, tmp_path: Path
+) -> None:
+    stem = f"{tmp_path}/result"
+    reference = values.left_at(stem)
+    assert values.is_left(reference)
+    with pytest.raises(ResultProblem, match="left no value"):
+        values.delivered(ended(reference), seal)
+    Path(stem + values.VALUE_LEFT).write_text(values.inline(values.MSGPACK, b"\x02"))
+    result = values.delivered(ended(reference), seal)
+    assert unseal(result.data, JOB, key_of(seal)).body == b"\x02"
+    Path(stem + values.ERROR).write_text(values.inline(values.EXCEPTION, b"\x80"))
+    result = values.delivered(ended(reference, 1), seal)
+    assert unseal(result.data, JOB, key_of(seal)).statement.media == values.EXCEPTION
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "value:;left,/etc/hostname", "value:"])
+def test_ranks_that_leave_nonsense_leave_nothing(seal: Seal, tmp_path: Path, text: str) -> None:
+    stem = f"{tmp_path}/result"
+    Path(stem + values.VALUE_LEFT).write_text(text)
+    with pytest.raises(ResultProblem):
+        values.delivered(ended(values.left_at(stem)), seal)
+
+
 def test_a_value_in_a_file_is_sealed_and_an_apps_file_is_not(seal: Seal, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_bytes(b"[1]")

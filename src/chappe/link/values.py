@@ -48,6 +48,9 @@ KEY_FILE = "signing_key"
 _SCHEME = "value:"
 _INLINE = ";base64,"
 _HEAD = 100
+ERROR, VALUE_LEFT = ".error", ".value"
+"""The suffixes of what ranks leave: the reference of an exception, or of rank 0's value."""
+
 MISSING = "value:"
 """The reference of a call that is to give a value and has not."""
 
@@ -112,6 +115,16 @@ def inline(media: str, body: bytes) -> str:
 def in_file(media: str, path: str) -> str:
     """The reference to a body in a file (absolute path)."""
     return f"{_SCHEME}{media};file,{path}"
+
+
+def left_at(stem: str) -> str:
+    """The reference to what the ranks of a function leave at `stem` (absolute path, without suffix)."""
+    return f"{_SCHEME};left,{stem}"
+
+
+def is_left(reference: str) -> bool:
+    """Whether `left_at` made it."""
+    return reference.startswith(f"{_SCHEME};left,")
 
 
 class Seal:
@@ -192,9 +205,21 @@ def unseal(data: bytes, job: str, key_of: Callable[[str, str], str]) -> Opened:
     return Opened(said, envelope.body)
 
 
-def _resolve(reference: str) -> tuple[str, bytes]:
+def _left(stem: str) -> str:
+    path = Path(stem + ERROR)
+    if not path.exists():
+        path = Path(stem + VALUE_LEFT)
+    try:
+        return read_bounded(path).decode()
+    except (ResultProblem, UnicodeDecodeError):
+        raise ResultProblem("its ranks left no value", code="result_missing") from None
+
+
+def _resolve(reference: str, *, nested: bool = False) -> tuple[str, bytes]:
     head, _, rest = reference.removeprefix(_SCHEME).partition(",")
     media, _, form = head.partition(";")
+    if form == "left" and not nested:
+        return _resolve(_left(rest), nested=True)
     if form == "file":
         return media, read_bounded(Path(rest))
     if form != "base64":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from chappe.core.leases import Outcome, Reason, Usage
 from chappe.link.journal import End
+from chappe.link.values import is_left
 from chappe.pilot.holding import Holding
 from chappe.pilot.launch_wire import Ended
 
@@ -39,7 +40,8 @@ def end_of(h: Holding, ended: Ended) -> End:
         outcome,
         # An attempt that failed to start is an attempt: the Hub wants to know when it was made.
         started_at=ended.ended_at if ended.started_at is None else ended.started_at,
-        result=ended.result or (h.result if outcome.ok else ""),
+        # What ranks leave may be an exception.
+        result=ended.result or (h.result if outcome.ok or is_left(h.result) else ""),
         orphan=h.orphan,
     )
 

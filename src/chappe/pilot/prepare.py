@@ -25,7 +25,7 @@ from chappe.link.changed import ChangedParameters
 from chappe.link.files import NO_SPACE, PathEscape
 from chappe.link.ledger import Claim, Ledger
 from chappe.link.trust import TrustedKeys
-from chappe.link.values import MISSING
+from chappe.link.values import MISSING, left_at
 from chappe.pilot.aftermath import After, Judged, judge
 from chappe.pilot.holding import Holding
 from chappe.pilot.launch_wire import Ended, Task
@@ -33,7 +33,7 @@ from chappe.pilot.outcomes import Failed, Order, Outcome, Postponed, Prepared, R
 from chappe.pilot.ranks import Starter
 from chappe.pilot.session import Session
 from chappe.pilot.shelf import Codes, Shelf
-from chappe.pilot.tasks import Tasks, after_of, where
+from chappe.pilot.tasks import Tasks, after_of, parallel, result_stem, where
 from chappe.wire.sync import Grant
 
 
@@ -83,12 +83,10 @@ class Preparer:
             spec = msgspec.json.decode(holding.spec, type=JobSpec)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return
-        with suppress(
-            Invalid
-        ):  # the owner has changed the launcher's name since: then its words say nothing
+        with suppress(Invalid):  # the launcher has another name since: then its words say nothing
             holding.started_by = self._starter.launcher(spec.resources)
         if spec.function is not None:
-            holding.result = MISSING
+            holding.result = self._function_result(holding, spec, spec.function.environment)
             return
         loaded = self._shelf.current().get(spec.app.name) if spec.app is not None else None
         if loaded is None:
@@ -98,6 +96,12 @@ class Preparer:
         if files.result is not None:
             holding.result = f"{cwd}/{files.result}"
         holding.after = after_of(self._session, holding, spec, loaded, cwd, spec.max_attempts)
+
+    def _function_result(self, holding: Holding, spec: JobSpec, name: str) -> str:
+        environment = self._session.functions.environment(name)
+        if environment is None or not parallel(spec.resources):
+            return MISSING
+        return left_at(result_stem(self._session, holding, spec, environment.files))
 
     def judge(self, holding: Holding, ended: Ended, after: After) -> Judged:
         """What the end of a run means (see pilot.aftermath)."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,10 +19,11 @@ from chappe.link import admission
 from chappe.link.appdef import Files
 from chappe.link.apps import LoadedApp
 from chappe.link.changed import ChangedParameters
+from chappe.link.files import write_atomic
 from chappe.link.functions import SHARED, FunctionEnvironment
 from chappe.link.joblogs import directory, names
 from chappe.link.templates import Context
-from chappe.link.values import MISSING
+from chappe.link.values import MISSING, left_at
 from chappe.pilot import places
 from chappe.pilot.aftermath import After
 from chappe.pilot.directories import Directories
@@ -68,32 +71,20 @@ class Tasks:
             env = dict(admitted.app.app.env)
             h.after = after_of(self._session, h, spec, admitted.app, cwd, admitted.max_attempts)
             care = _care(h, admitted.app, parameters, context, self._session)
-        if spec.env:
-            env.update(spec.env)
-        if spec.task is not None:
-            env |= arrays.environment(spec.task)
-        if spec.script is not None:
-            env["CHAPPE_SCRIPT"] = self._codes.keep(spec.script, admitted.code)
-        env["CHAPPE_WORKDIR"] = cwd
-        env |= resource_env(resources)
-        if slot is not None:
-            env |= gpu_env(slot.shares[0])
-        if h.parents_file:
-            env["CHAPPE_PARENTS"] = h.parents_file
-        if files.result is not None:
-            env["CHAPPE_RESULT"] = h.result = f"{cwd}/{files.result}"
-        if h.after is not None and h.after.scratch:
-            env["CHAPPE_SCRATCH"] = h.after.scratch
+        self._tell(env, h, admitted, files, cwd)
+        call = None
+        if spec.function is not None and admitted.environment is not None:
+            env = {**admitted.environment.env, **env}
+            call = self._call(h, spec.function, admitted, where, files.own_directory)
+            h.result = MISSING
+            if parallel(resources):
+                h.result = left_at(call.result)
+                argv, call = _ranks(call, admitted.environment), None
         if slot is not None:
             hostfile = f"{cwd}/{h.job}.{h.attempt}.hosts"
             argv, env = self._starter.start(argv, env, resources, slot, hostfile)
             h.started_by = self._starter.launcher(resources)
         logs = names(h.job, h.attempt, workdir, files)
-        call = None
-        if spec.function is not None and admitted.environment is not None:
-            env = {**admitted.environment.env, **env}
-            h.result = MISSING
-            call = self._call(h, spec.function, admitted, where, files.own_directory)
         return Task(
             job=h.job,
             epoch=h.epoch,
@@ -119,6 +110,33 @@ class Tasks:
             mem_limit_bytes=resources.mem_bytes if self._session.options.hold_memory else 0,
         )
 
+    def _tell(
+        self,
+        env: dict[str, str],
+        h: Holding,
+        admitted: admission.Admitted,
+        files: Files,
+        cwd: str,
+    ) -> None:
+        """What its spec wants a Job to find in its environment, and what we tell it."""
+        spec, slot = admitted.spec, h.slot
+        if spec.env:
+            env.update(spec.env)
+        if spec.task is not None:
+            env |= arrays.environment(spec.task)
+        if spec.script is not None:
+            env["CHAPPE_SCRIPT"] = self._codes.keep(spec.script, admitted.code)
+        env["CHAPPE_WORKDIR"] = cwd
+        env |= resource_env(spec.resources)
+        if slot is not None:
+            env |= gpu_env(slot.shares[0])
+        if h.parents_file:
+            env["CHAPPE_PARENTS"] = h.parents_file
+        if files.result is not None:
+            env["CHAPPE_RESULT"] = h.result = f"{cwd}/{files.result}"
+        if h.after is not None and h.after.scratch:
+            env["CHAPPE_SCRATCH"] = h.after.scratch
+
     def _call(
         self,
         h: Holding,
@@ -128,7 +146,7 @@ class Tasks:
         own_directory: bool,
     ) -> Call:
         """The function, its code in a file and its arguments as they were signed."""
-        stem = "" if own_directory else f"{h.job}.{h.attempt}."
+        path = f"{where}/{_result_name(h, own_directory)}"
         environment = admitted.environment or FunctionEnvironment()
         return Call(
             environment=function.environment,
@@ -137,8 +155,8 @@ class Tasks:
             sha256=function.code,
             arguments=function.arguments,
             python=function.python,
-            result=f"{self._data}/{where}/{stem}result",
-            reference=f"{where}/{stem}result",
+            result=f"{self._data}/{path}",
+            reference=path,
             result_bytes=environment.result_bytes,
             own_process=function.own_process,
         )
@@ -156,6 +174,27 @@ class Tasks:
         if not changed:
             return admitted.parameters
         return app.validate({**admitted.spec.parameters, **changed})
+
+
+def parallel(resources: Resources) -> bool:
+    """Whether a Job has several ranks."""
+    return resources.ranks > 1 or resources.nodes > 1
+
+
+def _ranks(call: Call, environment: FunctionEnvironment) -> list[str]:
+    """The command of each rank of a function. Raises OSError."""
+    path = f"{call.result}.call"
+    write_atomic(Path(path), msgspec.msgpack.encode(call), durable=False)
+    return [environment.python or sys.executable, "-P", "-m", "chappe.pilot.rank", path]
+
+
+def result_stem(session: Session, h: Holding, spec: JobSpec, files: Files) -> str:
+    """Where the function of a Job found running leaves its value (absolute path, without suffix)."""
+    return f"{session.data}/{where(spec, files, h.attempt)}/{_result_name(h, files.own_directory)}"
+
+
+def _result_name(h: Holding, own_directory: bool) -> str:
+    return "result" if own_directory else f"{h.job}.{h.attempt}.result"
 
 
 def _warn_signal(resources: Resources) -> int:

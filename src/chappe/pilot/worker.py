@@ -175,23 +175,35 @@ class Worker:
 
     def _function(self, call: Call) -> Callable[..., Any]:
         """The function, loaded once and kept, which keeps what it caches between calls."""
-        here = f"{sys.version_info.major}.{sys.version_info.minor}"
-        if call.python != here:
-            raise CodeProblem(
-                f"{call.name} was pickled by Python {call.python}, and environment "
-                f"{call.environment!r} runs {here}: use the same version on both sides"
-            )
+        check_python(call)
         found = self._functions.get(call.sha256)
         if found is None:
-            with open(call.code, "rb") as file:
-                code = file.read(limits.CODE_BYTES + 1)
-            if hashlib.sha256(code).hexdigest() != call.sha256:
-                raise CodeProblem(f"{call.code} is not the code that was signed")
-            found = self._functions[call.sha256] = cloudpickle.loads(code)
+            found = self._functions[call.sha256] = load_function(call)
             while len(self._functions) > _FUNCTIONS_MOST:
                 self._functions.popitem(last=False)
         self._functions.move_to_end(call.sha256)
         return found
+
+
+def check_python(call: Call) -> None:
+    """Raise CodeProblem unless this Python can load what `call` was pickled by."""
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if call.python != here:
+        raise CodeProblem(
+            f"{call.name} was pickled by Python {call.python}, and environment "
+            f"{call.environment!r} runs {here}: use the same version on both sides"
+        )
+
+
+def load_function(call: Call) -> Callable[..., Any]:
+    """The function, from the file with its code. Raises CodeProblem, and whatever loading it raises."""
+    check_python(call)
+    with open(call.code, "rb") as file:
+        code = file.read(limits.CODE_BYTES + 1)
+    if hashlib.sha256(code).hexdigest() != call.sha256:
+        raise CodeProblem(f"{call.code} is not the code that was signed")
+    found: Callable[..., Any] = cloudpickle.loads(code)
+    return found
 
 
 def serve(connection: socket.socket, environment: Environment) -> None:
