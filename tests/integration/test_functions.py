@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Generator
 from pathlib import Path
@@ -241,6 +242,61 @@ def test_the_site_is_known_by_the_key_that_it_made(client: Client, place: Place)
             other.submit(app(len), "four").result(WITHIN_S)
     finally:
         pinned.unlink()
+
+
+CHILD = """
+import json, os, sys
+import msgspec
+found = []
+for parent in json.load(open(os.environ["CHAPPE_PARENTS"])):
+    path, value = parent["result"], None
+    if path is not None and parent["media"] == "application/msgpack":
+        value = msgspec.msgpack.decode(open(path, "rb").read())
+        value = len(value) if isinstance(value, list) else value
+    size = None if path is None else os.path.getsize(path)
+    where = os.path.relpath(parent["workdir"], os.environ["CHAPPE_DATA"])
+    found.append([parent["name"], parent["media"], size, value, where])
+json.dump(found, open(os.environ["CHAPPE_RESULT"], "w"))
+"""
+READS = f"""
+name = "reads"
+version = "1"
+command = ["{sys.executable}", "-c", '''{CHILD}''']
+[files]
+result = "found.json"
+"""
+
+
+def test_a_child_finds_what_a_function_returned_and_where_it_worked(
+    client: Client, place: Place
+) -> None:
+    """As data, out of the envelope that only the SDK opens; what is a pickle is not handed to it."""
+    (place.directory / SITE / "apps" / "reads.toml").write_text(READS)
+    until(lambda: "reads" in {a.name for a in client.apps(SITE)}, "the app is published")
+    calls = {
+        "data": (app(dict), {"n": 7}),
+        "array": (app(lambda n: __import__("numpy").arange(n)), 3),
+        "large": (app(lambda n: list(range(n))), 1_000_000),
+        "pickle": (app(complex), 1),
+        "shared": (app(len, environment="quick"), "four"),
+    }
+    parents = []
+    for name, (function, argument) in calls.items():
+        (draft,) = function.drafts([((argument,), {})], [name])
+        parents.append(client.submit(draft))
+    child = client.app("reads", site=SITE).options(parents=parents).submit()
+    found = {name: rest for name, *rest in child.result(WITHIN_S)}
+    at = {name: f"jobs/{job.id}/attempt-1" for name, job in zip(calls, parents, strict=True)}
+    assert found["data"][0::2] == ["application/msgpack", {"n": 7}]
+    assert found["array"][0] == "application/x-npy"
+    assert found["array"][1] > 3 * 8
+    assert found["large"][0] == "application/msgpack"
+    assert found["large"][1] > 1 << 20, "it stayed in a file at the site"
+    assert found["large"][2] == 1_000_000
+    assert found["pickle"] == ["application/x-python-pickle", None, None, at["pickle"]]
+    assert found["shared"][0::2] == ["application/msgpack", 4]
+    where = {name: rest[3] for name, rest in found.items()}
+    assert where == at | {"shared": "functions"}
 
 
 def test_the_hub_tells_a_sites_key_and_a_new_one_must_be_accepted(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import json
 import ssl
 from collections.abc import Generator
 from contextlib import ExitStack
+from http.client import HTTPMessage
 from pathlib import Path
 
 import pytest
@@ -38,16 +40,24 @@ def connect(hub: RunningHub, stack: ExitStack) -> http.client.HTTPSConnection:
 
 
 def ask(connection: http.client.HTTPSConnection) -> int:
+    return answer(connection)[0]
+
+
+def answer(connection: http.client.HTTPSConnection) -> tuple[int, HTTPMessage, bytes]:
     connection.request("GET", "/healthz")
     response = connection.getresponse()
-    response.read()
-    return response.status
+    return response.status, response.headers, response.read()
 
 
 def test_one_connection_too_many_is_answered_503(hub: RunningHub) -> None:
     with ExitStack() as stack:
         served = [connect(hub, stack) for _ in range(3)]
         assert [ask(connection) for connection in served] == [200] * 3
-        assert ask(connect(hub, stack)) == 503
+        status, headers, body = answer(connect(hub, stack))
+        assert status == 503
+        error = json.loads(body)["error"]
+        assert (error["code"], error["transient"]) == ("too_many_connections", True)
+        assert headers["content-type"] == "application/json"
+        assert (headers["connection"], headers["retry-after"]) == ("close", "1")
         served[0].close()
         assert 200 in [ask(connect(hub, stack)) for _ in range(50)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from chappe.core import limits
 from chappe.core.access import Reach
 from chappe.core.errors import Invalid, NotFound
 from chappe.store import principal, sites, tokens
 from chappe.store.principal import Principal, hash_token, make_token
 from chappe.testing.store import StoreRig
-from chappe.wire.sites import NewSession, NewSite, NewToken
+from chappe.wire.sites import EndSession, NewSession, NewSite, NewToken
 
 
 def found(rig: StoreRig, token: str) -> Principal | None:
@@ -155,3 +156,23 @@ def test_a_site_that_gets_a_new_token_loses_the_old_one(rig: StoreRig) -> None:
     assert found(rig, made.token) is not None
     # Its pilots have tokens of their own, which stay.
     assert found(rig, pilot.token) is not None
+
+
+def test_tokens_that_ended_long_ago_are_forgotten_and_no_others(rig: StoreRig) -> None:
+    _, revoked = new(rig)
+    _, expiring = new(rig, expires_in_s=60.0)
+    kept, _ = new(rig)
+    pilot = rig.add_site("paris").add_pilot()
+    rig.do(tokens.revoke_token, rig.user, Reach.PROJECT, revoked)
+    rig.do(sites.end_session, rig.user, pilot.id, EndSession(may_run_twice=True))
+    rig.clock.now += limits.TOKEN_KEPT_S
+    assert rig.do(tokens.purge) == 0
+    rig.clock.now += 1.0
+    assert rig.do(tokens.purge) == 2, "revoked, and the dead session's"
+    rig.clock.now += 60.0
+    assert rig.do(tokens.purge) == 1, "expired"
+    assert rig.do(tokens.purge) == 0
+    left = {row["prefix"] for row in rig.sql("SELECT prefix FROM token")}
+    assert not left & {revoked, expiring}
+    assert found(rig, kept) is not None
+    assert found(rig, rig.token) == rig.user

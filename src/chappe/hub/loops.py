@@ -11,7 +11,7 @@ from chappe.core import limits
 from chappe.core.errors import ChappeError
 from chappe.hub.retention import Retention, retain
 from chappe.hub.state import Hub
-from chappe.store import bulk, changes, upkeep
+from chappe.store import bulk, changes, tokens, upkeep
 from chappe.store.tx import Tx
 
 #: Sessions are looked over at least this often, and back-offs looked up anew.
@@ -151,7 +151,8 @@ async def _step(hub: Hub, n: int) -> None:
 
 
 async def purge(hub: Hub) -> None:
-    """Every hour: forget tombstones past their term, in small commands. Not while the Hub starts."""
+    """Every hour: forget tombstones and ended tokens past their term, in small commands. Not while the Hub
+    starts."""
     await _sleep(hub, PURGE_FIRST_S)
     while not hub.stopping.is_set():
         await _purge(hub)
@@ -160,6 +161,7 @@ async def purge(hub: Hub) -> None:
 
 async def _purge(hub: Hub) -> None:
     await hub.write(bulk.forget_expired, bulk=True)
-    gone = 1
-    while gone and not hub.stopping.is_set():
-        gone = await hub.write(upkeep.purge, bulk=True)
+    for forget in (upkeep.purge, tokens.purge):
+        gone = 1
+        while gone and not hub.stopping.is_set():
+            gone = await hub.write(forget, bulk=True)

@@ -15,8 +15,11 @@ from types import FrameType
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chappe.core import limits
+from chappe.core.errors import Unavailable
+from chappe.hub.http import closing, error_content, send_content
 from chappe.hub.tls import Files
 
 #: Requests in progress may take so long to end; then they are cancelled.
@@ -31,6 +34,31 @@ FILES_KEPT = 100
 log = structlog.get_logger("chappe.hub")
 
 
+class Gate:
+    """The application, which nobody reaches on a connection beyond the `most` that are served at once.
+
+    uvicorn has a limit of its own, and answers beyond it in plain text.
+    """
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._most = most
+        #: How many connections there are.
+        self.count: Callable[[], int] = lambda: 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 503 and end its connection."""
+        if self.count() < self._most:
+            await self._app(scope, receive, send)
+            return
+        error = Unavailable(
+            "the hub serves as many connections as it can: try again in a moment",
+            code="too_many_connections",
+        )
+        log.warning("a connection too many", most=self._most)
+        await send_content(closing(error_content(error, "other")), send)
+
+
 class Server(uvicorn.Server):
     """uvicorn's server with our ready line and our way to stop."""
 
@@ -38,6 +66,8 @@ class Server(uvicorn.Server):
         self, config: uvicorn.Config, ready: Callable[[], None], stop: Callable[[], None]
     ) -> None:
         super().__init__(config)
+        if isinstance(config.app, Gate):
+            config.app.count = lambda: len(self.server_state.connections)
         self._ready = ready
         self._stop = stop
         self._asked = ""
@@ -110,10 +140,10 @@ def connections() -> int:
     return max(1, min(limits.CONNECTIONS, soft - FILES_KEPT))
 
 
-def config(app: object, tls: Files) -> uvicorn.Config:
+def config(app: ASGIApp, tls: Files) -> uvicorn.Config:
     """The settings of uvicorn for the Hub."""
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        Gate(app, connections()),
         loop="uvloop",
         http="httptools",
         ws="none",
@@ -124,7 +154,6 @@ def config(app: object, tls: Files) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         backlog=BACKLOG,
-        limit_concurrency=connections(),
         ssl_certfile=str(tls.cert),
         ssl_keyfile=str(tls.key),
     )

@@ -11,9 +11,9 @@ import importlib
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import structlog
+from starlette.types import Receive, Scope, Send
 
 from chappe.core.errors import Unavailable
 from chappe.hub import serve
@@ -56,7 +56,7 @@ def wait(url: str, files: Files, listener: socket.socket, say: Callable[[], None
     return taken
 
 
-async def _answer(scope: dict[str, Any], _receive: Any, send: Any) -> None:
+async def _answer(scope: Scope, _receive: Receive, send: Send) -> None:
     """The whole application of a standby."""
     if scope["path"] == "/healthz":
         await send_content(Content(b"ok\n", "text/plain; charset=utf-8"), send)

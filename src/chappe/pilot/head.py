@@ -127,7 +127,7 @@ class Head:
             desk=self._desk,
             keeper=self._keeper,
             uploads=self._uploads,
-            parents=Parents(hub, session, directory, self._disk),
+            parents=Parents(hub, session, directory, self._disk, seal),
             disk=self._disk,
             log=log,
             due=self._contact.due,

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -22,8 +22,10 @@ from chappe.core import limits
 from chappe.core.errors import ChappeError, Invalid
 from chappe.core.jobs import decode_spec
 from chappe.link.files import below, write_atomic
+from chappe.link.functions import SHARED
 from chappe.link.http import HubClient
-from chappe.link.results import MEDIA, ResultProblem, check_bytes
+from chappe.link.results import MEDIA, VALUE, ResultProblem, check_bytes
+from chappe.link.values import REFERENCE, Seal, SiteFileRef, ValueProblem, unseal
 from chappe.pilot.session import Session
 from chappe.wire.jobs import ParentPage, ParentView
 
@@ -44,7 +46,8 @@ class ParentsProblem(Invalid):
 
 class ParentEntry(msgspec.Struct, frozen=True):
     """One parent in the file that CHAPPE_PARENTS names. Paths are absolute; None where there is nothing
-    to point to: no result, or a directory at another Site."""
+    to point to: no result, or a directory at another Site. `media` says what the result is; of what a
+    function returned that is data, `result` is the data itself, and None where it is a pickle."""
 
     id: str
     name: str
@@ -55,14 +58,24 @@ class ParentEntry(msgspec.Struct, frozen=True):
     media: str | None
 
 
+class _Found(NamedTuple):
+    """Where a result is, and what it is."""
+
+    path: str | None
+    media: str | None
+
+
 class Parents:
     """Asks the Hub about parents, a bounded number of Jobs and results at a time."""
 
-    def __init__(self, hub: HubClient, session: Session, directory: Path, disk: Disk) -> None:
+    def __init__(
+        self, hub: HubClient, session: Session, directory: Path, disk: Disk, seal: Seal
+    ) -> None:
         self._hub = hub
         self._session = session
         self._directory = directory / _DIRECTORY
         self._disk = disk
+        self._seal = seal
         self._jobs = asyncio.Semaphore(_AT_ONCE)
         self._results = asyncio.Semaphore(_AT_ONCE)
 
@@ -113,29 +126,58 @@ class Parents:
         workdir = None
         if view.site == self._session.site and view.workdir:
             try:
-                workdir = str(await self._disk(below, self._session.data, view.workdir))
+                where = self._where(view)
+                workdir = str(await self._disk(below, self._session.data, where))
             except Invalid as e:
                 raise ParentsProblem(f"the directory of parent {view.id}: {e.message}") from e
-        result = None
+        found = _Found(None, view.media)
         if view.result_sha256 is not None:
-            result = await self._fetch(directory, view, view.result_sha256)
+            found = await self._fetch(directory, view, view.result_sha256)
         return ParentEntry(
-            view.id, view.name, view.state, view.site_name, workdir, result, view.media
+            view.id, view.name, view.state, view.site_name, workdir, found.path, found.media
         )
 
-    async def _fetch(self, directory: Path, view: ParentView, sha256: str) -> str:
+    def _where(self, view: ParentView) -> str:
+        """Where a parent worked at this Site. Where functions do, the Hub does not know."""
+        environment = self._session.functions.environment(view.environment or "")
+        if environment is None or environment.own_directory:
+            return view.workdir
+        shared = view.workdir.removesuffix(f"/attempt-{view.attempt}")
+        return SHARED if shared == f"jobs/{view.id}" else shared
+
+    async def _fetch(self, directory: Path, view: ParentView, sha256: str) -> _Found:
         async with self._results:
             answer = await self._hub.fetch("GET", f"/v1/jobs/{view.id}/result")
             if hashlib.sha256(answer.data).hexdigest() != sha256:
                 raise ParentsProblem(
                     f"the result of parent {view.id} is not what it was: sha256 differs"
                 )
-            path = directory / (view.id + _SUFFIX.get(view.media or "", ".result"))
             try:
+                if view.media == VALUE:
+                    found: _Found = await self._disk(self._unsealed, directory, view, answer.data)
+                    return found
+                path = directory / (view.id + _SUFFIX.get(view.media or "", ".result"))
                 await self._disk(_keep, path, view.media or "", answer.data)
-            except ResultProblem as e:
+            except (ResultProblem, ValueProblem) as e:
                 raise ParentsProblem(f"the result of parent {view.id}: {e.message}") from e
-            return str(path)
+            return _Found(str(path), view.media)
+
+    def _unsealed(self, directory: Path, view: ParentView, data: bytes) -> _Found:
+        """What a function returned, out of its envelope, if it is data. What this Site sealed it knows by
+        its own key; of others it knows none, and data do no harm."""
+        own = self._session.site
+        said, body = unseal(
+            data, view.id, lambda site, key: self._seal.key().public_b64 if site == own else key
+        )
+        if said.media in _SUFFIX:
+            path = directory / (view.id + _SUFFIX[said.media])
+            _keep(path, said.media, body)
+            return _Found(str(path), said.media)
+        if said.media == REFERENCE and said.site == own:
+            ref = msgspec.msgpack.decode(body, type=SiteFileRef)
+            large = below(self._session.data, ref.path)
+            return _Found(str(large) if ref.media in _SUFFIX else None, ref.media)
+        return _Found(None, said.media)
 
 
 def forget(directory: Path, job: str) -> None:

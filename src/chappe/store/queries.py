@@ -223,7 +223,8 @@ def parents(conn: Connection, p: Principal, id: str, cursor: str | None) -> Pare
 def _parent(row: Any) -> ParentView:
     if row.phase == "deleted":
         return ParentView(row.id, row.name, "FAILED")
-    directory = workdir_of(_decode_spec(row.spec))
+    spec = _decode_spec(row.spec)
+    directory = workdir_of(spec)
     app = None if row.view is None else msgspec.json.decode(row.view, type=AppView)
     if (app is None or app.own_directory) and row.attempt:
         directory = f"{directory}/attempt-{row.attempt}"
@@ -239,6 +240,7 @@ def _parent(row: Any) -> ParentView:
         row.epoch,
         row.sha256,
         row.media,
+        None if spec.function is None else spec.function.environment,
     )
 
 

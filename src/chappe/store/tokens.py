@@ -53,6 +53,11 @@ _VALID = """
 TOKENS_VALID = sql(f"{_VALID} AND account = :account")
 SERVICE_TOKENS_VALID = sql(f"{_VALID} AND account IS NULL")
 
+ENDED = sql("""
+    DELETE FROM token WHERE prefix IN (
+        SELECT prefix FROM token WHERE revoked_at < :limit OR expires_at < :limit LIMIT 1000)
+    RETURNING prefix""")
+
 INSERT_PROJECT = sql("""
     INSERT INTO project (id, name, next_seq, created_at) VALUES (:id, :name, 1, :now) RETURNING n""")
 
@@ -198,3 +203,12 @@ def bootstrap(tx: Tx) -> tuple[str, str] | None:
     tx.write(SET_MEMBER, project=row.n, account=owner.n, role=Party.OWNER, now=tx.now)
     token, _ = issue(tx, "user", row.n, account=owner.n, note="owner")
     return id, token
+
+
+def purge(tx: Tx) -> int:
+    """Forget tokens that ended long ago, revoked or expired, a thousand at a time; how many were forgotten.
+
+    The audit names them all the same. A pilot whose token is forgotten is no longer told that its Session is
+    dead, only that its token is unknown; no allocation lives so long.
+    """
+    return len(tx.write(ENDED, limit=tx.now - limits.TOKEN_KEPT_S))

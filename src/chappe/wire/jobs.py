@@ -153,7 +153,8 @@ class Counts(msgspec.Struct, frozen=True):
 
 class ParentView(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a pilot needs to know of a parent. `workdir` is relative to that Site's data directory and
-    includes the directory of the last attempt when the App gives one to each."""
+    includes the directory of the last attempt when the App gives one to each; of a function, whose
+    `environment` only the Site knows, always."""
 
     id: str
     name: str
@@ -166,6 +167,7 @@ class ParentView(msgspec.Struct, frozen=True, omit_defaults=True):
     epoch: int = 0
     result_sha256: str | None = None
     media: str | None = None
+    environment: str | None = None
 
 
 class ParentPage(msgspec.Struct, frozen=True, omit_defaults=True):
