@@ -80,7 +80,7 @@ class Victim:
             (self.paths.apps / f"{name}.toml").write_text(text)
         config = self.paths.config.read_text()
         config = config.replace(honest.url, self.hub.url)
-        config = config.replace("[pilot]", f"[pilot]\nslots = 4\n{settings}")
+        config = config.replace("\n[pilot]\n", f"\n[pilot]\nslots = 4\n{settings}\n")
         config = config.replace("# allowed = false", "allowed = true")
         self.paths.config.write_text(config + tail)
 
