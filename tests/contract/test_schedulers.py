@@ -220,6 +220,20 @@ def test_a_pilot_whose_session_is_over_is_not_started_again(bench: Bench) -> Non
     assert (bench.root / "starts").read_text() == "x\n"
 
 
+def test_a_session_has_one_allocation_however_often_it_is_submitted(bench: Bench) -> None:
+    batch = bench.batch("echo x >>starts; while [ ! -e go ]; do sleep 0.05; done")
+    first = bench.submit(batch)
+    wait_until((bench.root / "starts").exists, "the pilot's start")
+    second = bench.submit(batch)
+    said = Path(batch.session_dir) / "pilot.out"
+    wait_until(lambda: "an allocation already" in said.read_text(), "the end of the second")
+    assert bench.state(first).phase is Phase.RUNNING
+    (bench.root / "go").touch()
+    assert bench.await_over(first).phase is Phase.ENDED
+    assert bench.await_over(second).phase is Phase.FAILED
+    assert (bench.root / "starts").read_text() == "x\n"
+
+
 def test_an_answer_that_makes_no_sense_is_unclear_not_refused(bench: Bench) -> None:
     for stdout, code in (("", 0), ("Segmentation fault", 139), ("what?", 1)):
         with pytest.raises(SubmitUnclear):

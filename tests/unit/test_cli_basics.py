@@ -37,11 +37,11 @@ COMMANDS = dict(leaves("chappe", main.root))
 def test_the_commands_are_those_that_are_promised() -> None:
     promised = {
         "app": "check ls show",
-        "batch-job": "cancel ls new",
+        "batch-job": "cancel ls new plan preview",
         "hub": "backup restore start",
         "job": "cancel count hold logs ls release result retry rm show stats submit update watch",
         "session": "end ls",
-        "site": "check init key ls rm start status stop token",
+        "site": "accept check init key keys ls policy rm start status stop token",
         "token": "ls new revoke",
         "user": "add disable enable invite ls",
         "project": "create ls",

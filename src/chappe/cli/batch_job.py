@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,7 +15,51 @@ from chappe.cli.output import Out, ago, short_ids, with_output
 if TYPE_CHECKING:
     from chappe.sdk.sync import Client
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 STATES = ("requested", "submitted", "running", "ended", "failed", "cancelled")
+
+
+_WISHES = (
+    click.option("--nodes", type=int, default=1, show_default=True, help="How many nodes."),
+    click.option("--cores", type=int, default=0, help="Cores of each node; 0 for all."),
+    click.option("--gpus", type=int, default=0, help="GPUs of each node."),
+    click.option(
+        "--mem",
+        "mem_bytes",
+        type=size_bytes,
+        default=0,
+        metavar="SIZE",
+        help="Memory of each: 64G.",
+    ),
+    click.option(
+        "--wall",
+        "--walltime",
+        "wall_s",
+        type=duration_s,
+        metavar="TIME",
+        help="How long: 2h; as the site says without it.",
+    ),
+    click.option("-q", "--queue", default="", help="Queue (Slurm: partition)."),
+    click.option("-A", "--account", default="", help="Account to charge."),
+    click.option("--qos", default="", help="Quality of service."),
+    click.option("--reservation", default="", help="Reservation to use."),
+    click.option("-C", "--constraint", default="", help="Features that nodes must have."),
+    click.option(
+        "--job-extra-directive",
+        "job_extra_directives",
+        multiple=True,
+        metavar="TEXT",
+        help="One more directive for the scheduler, that the site's policy allows (repeatable).",
+    ),
+)
+
+
+def _wishes(command: F) -> F:
+    """Give a command the options that say what to ask a scheduler for."""
+    for option in reversed(_WISHES):
+        command = option(command)
+    return command
 
 
 @click.group("batch-job")
@@ -51,38 +97,25 @@ def ls(out: Out, site: str | None, state: str | None) -> None:
 @click.option(
     "-s", "--site", required=True, shell_complete=offers("sites"), help="Where (name or id)."
 )
-@click.option("--nodes", type=int, default=1, show_default=True, help="How many nodes.")
-@click.option("--cores", type=int, default=0, help="Cores of each node; 0 for all.")
-@click.option("--gpus", type=int, default=0, help="GPUs of each node.")
-@click.option(
-    "--mem", "mem_bytes", type=size_bytes, default=0, metavar="SIZE", help="Memory of each: 64G."
-)
-@click.option(
-    "--wall",
-    "--walltime",
-    "wall_s",
-    type=duration_s,
-    metavar="TIME",
-    help="How long: 2h; as the site says without it.",
-)
-@click.option("-q", "--queue", default="", help="Queue (Slurm: partition).")
-@click.option("-A", "--account", default="", help="Account to charge.")
-@click.option("--qos", default="", help="Quality of service.")
-@click.option("--reservation", default="", help="Reservation to use.")
-@click.option("-C", "--constraint", default="", help="Features that nodes must have.")
-@click.option(
-    "--job-extra-directive",
-    "job_extra_directives",
-    multiple=True,
-    metavar="TEXT",
-    help="One more directive for the scheduler, that the site's policy allows (repeatable).",
-)
+@_wishes
 @with_output
 def new(out: Out, site: str, **wishes: Any) -> None:
     """Ask a site's scheduler for an allocation, for one pilot."""
     with out.client() as client:
         made = client.admin.new_batch_job(site, **wishes)
     out.one(made, out.say, f"{made.id}  {made.state}")
+
+
+@command.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path), default=Path())
+@_wishes
+@with_output
+def preview(out: Out, directory: Path, **wishes: Any) -> None:
+    """Show the exact batch script that the site in DIRECTORY, on this machine, would submit."""
+    from chappe.site.explain import preview  # here: `--help` does without it
+
+    found = preview(directory, **wishes)
+    out.one(found, out.say, f"# {shlex.join(found.command)}\n{found.script}")
 
 
 @command.command()

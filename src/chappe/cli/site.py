@@ -159,14 +159,41 @@ def status(out: Out, directory: Path) -> None:
 
 
 def _status(out: Out, status: AgentStatus) -> None:
+    from chappe.site.explain import told  # here: `--help` does without it
+
     out.facts(
         (
             ("agent", str(status.presence)),
             ("directory", status.directory),
             ("since", when(status.since)),
             ("", status.message),
+            ("calls", "\n".join(told(status.calls)) if status.calls else ""),
         )
     )
+
+
+@command.command()
+@_DIRECTORY
+@with_output
+def policy(out: Out, directory: Path) -> None:
+    """Say in words what this site asks of its scheduler, how often, and how often it did so far.
+
+    Set it in [policy] and [scheduler] of site.toml.
+    """
+    from chappe.site.explain import explain_policy, told  # here: `--help` does without it
+
+    found = explain_policy(directory)
+
+    def words() -> None:
+        out.say(f"scheduler {found.scheduler}")
+        for line in found.words:
+            out.say(f"  {line}")
+        if found.calls:
+            out.say(f"calls since {when(found.calls.since)}")
+            for line in told(found.calls):
+                out.say(f"  {line}")
+
+    out.one(found, words)
 
 
 @command.command()

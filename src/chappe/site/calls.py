@@ -6,6 +6,7 @@ again calls no oftener than one that is not; `chappe site status` reads them the
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from chappe.core.errors import Invalid, Unavailable
 from chappe.core.policy import Breaker, Bucket, Policy
 from chappe.link.clock import boottime, now
 from chappe.link.files import write_atomic
-from chappe.site.command import Ran, run
+from chappe.site.command import TIMEOUT_S, Ran, run
 from chappe.site.schedulers.base import SubmitUnclear
 
 log = structlog.get_logger()
@@ -73,10 +74,13 @@ def _read(argv: Sequence[str], ran: Ran, parse: Parse[T]) -> T:
 class Calls:
     """Calls the scheduler. `shared`: others use it, too, so the policy's pace holds."""
 
-    def __init__(self, path: Path, policy: Policy, *, shared: bool) -> None:
+    def __init__(
+        self, path: Path, policy: Policy, *, shared: bool, timeout_s: float = TIMEOUT_S
+    ) -> None:
         self._path = path
         self._policy = policy
         self._shared = shared
+        self._timeout_s = timeout_s
         self._record = read_record(path) or CallRecord(now())
 
     async def ask(self, kind: str, argv: Sequence[str], parse: Parse[T]) -> T:
@@ -85,10 +89,13 @@ class Calls:
         if self._shared and (wait_s := self._record.breaker.wait_s(now())):
             raise LeftAlone(f"the scheduler is left alone for {wait_s:.0f} s: it failed", wait_s)
         began = boottime()
-        worked = False
+        worked: bool | None = False
         try:
-            answer = _read(argv, await run(argv), parse)
+            answer = _read(argv, await run(argv, self._timeout_s), parse)
             worked = True
+        except asyncio.CancelledError:
+            worked = None  # it was not heard to its end, because the agent ends
+            raise
         except Invalid:
             worked = True  # that the answer is a refusal is no failure of the scheduler
             raise
@@ -97,16 +104,16 @@ class Calls:
         finally:
             self._count(kind, boottime() - began, worked)
 
-    def _count(self, kind: str, took_s: float, worked: bool) -> None:
+    def _count(self, kind: str, took_s: float, worked: bool | None) -> None:
         counts = self._record.counts.setdefault(kind, CallCounts())
         counts.calls += 1
-        counts.failed += not worked
+        counts.failed += worked is False
         counts.seconds += took_s
         counts.slowest_s = max(counts.slowest_s, took_s)
         at = self._record.last_at = now()
         if worked:
             self._record.breaker = Breaker()
-        else:
+        elif worked is False:
             self._record.breaker = self._record.breaker.failed(at)
             if self._shared and (wait_s := self._record.breaker.wait_s(at)):
                 log.warning("leaving the scheduler alone", in_s=wait_s, kind=kind)

@@ -280,4 +280,8 @@ async def _scheduler(paths: SitePaths, config: SiteConfig) -> Finding:
     if not scheduler.quirks.verified:
         what = f"the scheduler ({kind}) answers; this adapter was not verified on a real system"
         return Finding(Level.WARNING, what, "try a BatchJob by hand first, and tell what you see")
+    if scheduler.quirks.shared and not config.pilot.wall_s:
+        what = f"the scheduler ({kind}) answers; [pilot] wall_s is not set"
+        remedy = "set it: an allocation that the scheduler forgets is given up only after its time"
+        return Finding(Level.WARNING, what, remedy)
     return Finding(Level.OK, f"the scheduler ({kind}) answers")

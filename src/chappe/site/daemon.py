@@ -16,6 +16,7 @@ from chappe.core.errors import ChappeError, Conflict, Unavailable
 from chappe.link.clock import boottime
 from chappe.site import status as agent_status
 from chappe.site.agent import read_token
+from chappe.site.calls import read_record
 from chappe.site.config import load
 from chappe.site.paths import SitePaths
 from chappe.site.process import FirstLine
@@ -90,7 +91,8 @@ def stop(directory: Path | str) -> AgentStatus:
 def status(directory: Path | str) -> AgentStatus:
     """What is known of the agent of `directory`."""
     paths = SitePaths.of(Path(directory))
-    return agent_status.describe(paths.root, agent_status.read(paths.pid_file))
+    found = agent_status.describe(paths.root, agent_status.read(paths.pid_file))
+    return msgspec.structs.replace(found, calls=read_record(paths.calls))
 
 
 def _private(path: str, flags: int) -> int:

@@ -16,6 +16,7 @@ from chappe.link.relayed import RelayFiles
 from chappe.site.config import SiteConfig, SiteProblem
 from chappe.site.paths import SitePaths
 from chappe.site.schedulers.base import Batch, Scheduler
+from chappe.site.schedulers.script import CLAIM
 from chappe.wire.sites import BatchJobIntent, NewSessionReply
 
 SESSION_FILE = "session.json"
@@ -167,6 +168,16 @@ def batch_of(
         shell=chosen.shell,
         template=_template(paths, chosen.template),
     )
+
+
+def claimed_by(paths: SitePaths, session: str) -> str | None:
+    """The scheduler's id of the allocation that has begun for a Session; "" when it could not say; None when
+    none has."""
+    claim = paths.session(session) / CLAIM
+    try:
+        return (claim / "id").read_text(encoding="ascii").strip()[:100]
+    except (OSError, UnicodeDecodeError):
+        return "" if claim.exists() else None
 
 
 def _template(paths: SitePaths, name: str) -> str:

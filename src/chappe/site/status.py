@@ -22,6 +22,7 @@ import msgspec
 from chappe.core.errors import Conflict
 from chappe.link.clock import now
 from chappe.link.files import write_atomic
+from chappe.site.calls import CallRecord
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 BEFORE_MOST = 8
@@ -85,6 +86,8 @@ class AgentStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     since: float | None = None
     agent: str = ""
     message: str = ""
+    calls: CallRecord | None = None
+    """How often the scheduler was called."""
 
 
 def read(path: Path) -> PidFile | None:

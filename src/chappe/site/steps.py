@@ -2,9 +2,9 @@
 
 The scheduler is called only after the intention to do so was written down. A crash in between leaves the
 only question that matters: did the scheduler get it? It is asked for our name first, and the job is submitted
-again only if it knows none, and not too soon: a submission that timed out may still be taken up. Nothing new
-is submitted while the Hub is away, nor faster or more than the Site's policy allows. Nothing here touches a
-running pilot, except when the Hub orders a cancel.
+again only if it knows none, if no script of it has begun (for schedulers forget), and not too soon: a
+submission that timed out may still be taken up. Nothing new is submitted while the Hub is away, nor faster or
+more than the Site's policy allows. Nothing here touches a running pilot, except when the Hub orders a cancel.
 """
 
 from __future__ import annotations
@@ -249,6 +249,10 @@ class Steps:
     async def _reconcile(self, batch: Batch) -> None:
         """Nobody knows whether the scheduler has it: look for its name; only without it, submit."""
         ids = await self._find(batch.name)
+        claimed = sessions.claimed_by(self._paths, batch.session)
+        if claimed:
+            # It began, whatever the scheduler knows of it: it may have lost its memory.
+            ids = [claimed, *(i for i in ids if i != claimed)]
         left_s = self._doubtful_until.get(batch.id, 0.0) - boottime()
         if ids:
             log.info("found at the scheduler", batch_job=batch.id, scheduler_ids=ids)
@@ -256,6 +260,10 @@ class Steps:
                 log.error("submitted more than once: cancelling all but the first", ids=ids)
                 await self._cancel_ids(ids[1:])
             self._jobs.submitted(batch, ids[0])
+        elif claimed is not None:
+            raise LeftAlone(
+                "its script has begun, and the scheduler does not know it", ROOM_AGAIN_S
+            )
         elif left_s > 0:
             raise LeftAlone("a submission without an answer may still be taken up", left_s)
         elif batch.cancel:

@@ -18,6 +18,8 @@ from chappe.site.schedulers.base import Batch
 PILOT_RESTARTS = 3
 SESSION_ENDED_EXIT = 3
 """Exit status of a pilot whose Session is over: it must not be started again."""
+CLAIM = "claim"
+"""Directory that the first allocation of a Session makes; in its file `id` stands the scheduler's id."""
 
 TEMPLATE = """\
 #!{{ shell }}
@@ -85,12 +87,16 @@ def environment(batch: Batch) -> str:
 def pilot_loop(batch: Batch) -> str:
     """Shell that runs the pilot, and again if it dies (≤ 3 times); its exit status is in $status then.
 
+    First it claims the Session. A scheduler that forgot a job it had accepted, and was given it again, may
+    run it twice: the second ends here, before its pilot begins.
+
     Exit 0 means done, `SESSION_ENDED_EXIT` that the Session is over. TERM is passed on, and then the
     pilot is not started again. The shell stays: it is what a local scheduler sends TERM to.
     """
     return _LOOP.format(
         python=shlex.quote(batch.python),
         session_dir=shlex.quote(batch.session_dir),
+        claim=CLAIM,
         over=SESSION_ENDED_EXIT,
         restarts=PILOT_RESTARTS,
     )
@@ -99,6 +105,11 @@ def pilot_loop(batch: Batch) -> str:
 _LOOP = """\
 session_dir={session_dir}
 umask 077
+if ! mkdir "$session_dir/{claim}"; then
+    echo "this session has an allocation already" >>"$session_dir/pilot.out"
+    exit {over}
+fi
+echo "${{SLURM_JOB_ID:-${{PBS_JOBID:-${{LSB_JOBID:-${{FLUX_JOB_ID:-$JOB_ID}}}}}}}}" >"$session_dir/{claim}/id"
 ending=
 pilot=
 restarts=0
