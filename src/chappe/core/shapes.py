@@ -46,6 +46,7 @@ class NodeRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`count` nodes (or parts of nodes) that have this much free each, GPUs in hundredths, one by one.
 
     With `within_s` the room is kept for a large Job, and only what ends within so many seconds may use it.
+    `kept` of the cores are for urgent Jobs only (see core.rooms).
     """
 
     count: int
@@ -53,6 +54,7 @@ class NodeRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
     mem_bytes: int
     gpus: tuple[int, ...] = ()
     within_s: float | None = None
+    kept: int = 0
 
 
 class Capacity(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -64,7 +66,8 @@ class Capacity(msgspec.Struct, frozen=True, omit_defaults=True):
     `gpus` are those of one node, `nodes` how many there are. What is free is told by `rooms` when one
     number for all does not do: several nodes, GPUs, or room that is kept for a large Job. With `reserve`
     the pilot takes one Job that does not fit yet, and keeps room for it. `named` is all that its Site
-    has of countable things, whoever uses them.
+    has of countable things, whoever uses them. On each node `urgent_cores` are for Jobs of a priority of
+    `urgent` or more; None: for all.
     """
 
     cores: int
@@ -78,6 +81,8 @@ class Capacity(msgspec.Struct, frozen=True, omit_defaults=True):
     rooms: tuple[NodeRoom, ...] = ()
     reserve: bool = False
     named: dict[str, int] = {}
+    urgent: int | None = None
+    urgent_cores: int = 0
 
 
 def shape_of(spec: JobSpec) -> Shape:

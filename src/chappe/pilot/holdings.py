@@ -96,7 +96,7 @@ class Holdings:
             if old is not None and old.epoch >= grant.epoch:
                 continue
             self._order += 1
-            h = Holding(grant, sent_at, self._order)
+            h = self._classed(Holding(grant, sent_at, self._order))
             if old is not None and Phase.PREPARING <= old.phase <= Phase.RUNNING:
                 message = f"it still runs here, granted under epoch {old.epoch}"
                 refusals.append(h.refusal("replayed", message, at))
@@ -258,7 +258,7 @@ class Holdings:
         each = cores / ahead if ahead else 1.0
         unhurried = self._stalled or self._kept is not None
         wanted = 0 if unhurried else prefetch(self._expected_s(), p.node_cores * len(p.nodes), each)
-        plain = self._kept is None and len(p.nodes) == 1 and not p.node_gpus
+        plain = self._kept is None and len(p.nodes) == 1 and not p.node_gpus and p.urgent is None
         return Capacity(
             cores=max(0, p.free_cores - cores),
             mem_bytes=max(0, p.free_mem_bytes - mem),
@@ -271,6 +271,8 @@ class Holdings:
             rooms=() if plain else p.rooms(now, cores, mem) or _NO_ROOM,
             reserve=self._kept is None and now >= self._keep_none_until,
             named=self._named,
+            urgent=None if p.urgent is None else p.urgent.priority,
+            urgent_cores=0 if p.urgent is None else min(p.urgent.cores, p.node_cores - 1),
         )
 
     # --- starting
@@ -429,6 +431,7 @@ class Holdings:
         as far as they are known, since `began_at` (CLOCK_BOOTTIME)."""
         self._order += 1
         h.order = self._order
+        self._classed(h)
         h.claim()
         if phase is Phase.RUNNING:
             ends_at = limit_at = inf
@@ -442,6 +445,13 @@ class Holdings:
             self._takeover[h.job] = h
 
     # --- inside
+
+    def _classed(self, h: Holding) -> Holding:
+        """The same, urgent if its priority says so."""
+        urgent = self.placement.urgent
+        if urgent is not None and h.priority >= urgent.priority:
+            h.need = h.need._replace(urgent=True)
+        return h
 
     def _expected_s(self) -> float | None:
         if self.estimate.known_s is not None:

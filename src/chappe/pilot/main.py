@@ -33,7 +33,7 @@ from chappe.pilot.lifetime import Lifetime
 from chappe.pilot.log import LogFile, open_log
 from chappe.pilot.nodes import Node
 from chappe.pilot.own_node import own_node
-from chappe.pilot.placement import Placement
+from chappe.pilot.placement import Placement, Urgent
 from chappe.pilot.procs import become_subreaper
 from chappe.pilot.session import Session
 
@@ -118,7 +118,9 @@ def _placement(session: Session, hosts: Hosts | None) -> Placement:
     found = own_node(session.options, hosts, name)
     node = Node(found, found.mem_bytes, session.options.slots or None, name)
     # Lanes are numbered from the present: none is ever used by two heads.
-    return Placement([node], first_lane=int(boottime() * 1e6) + 1)
+    options = session.options
+    urgent = Urgent(options.urgent_cores, options.urgent_priority) if options.urgent_cores else None
+    return Placement([node], first_lane=int(boottime() * 1e6) + 1, urgent=urgent)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ WHOLE = 100
 
 
 class Need(NamedTuple):
-    """What a Job takes of each of its nodes, and how many nodes."""
+    """What a Job takes of each of its nodes, and how many nodes. An `urgent` one may have what is kept."""
 
     cores: int = 1
     mem_bytes: int = 0
     gpus: int = 0
     nodes: int = 1
+    urgent: bool = False
 
 
 class Share(NamedTuple):
@@ -74,6 +75,9 @@ class Node:
         """Whether Jobs may be placed here: its hand is heard."""
         self.tenants: dict[int, Tenancy] = {}
         """Who is here, by lane."""
+        self.reserve = 0
+        """How many cores are for urgent Jobs only (see core.rooms)."""
+        self._urgent = 0
         self._affinity = not slots
         self._domains = [sorted(cpus) if self._affinity else [] for cpus in topology.domains]
         self._gpus = {gpu.uuid: gpu for gpu in topology.gpus}
@@ -83,6 +87,21 @@ class Node:
     def gpus(self) -> int:
         """How many GPUs it has."""
         return len(self._gpus)
+
+    @property
+    def kept(self) -> int:
+        """How many of the free cores are kept for urgent Jobs."""
+        return min(self.free_cores, max(0, self.reserve - self._urgent))
+
+    def open_cores(self, need: Need) -> int:
+        """How many of the free cores are free for a Job of this need."""
+        return self._open(need, self.free_cores, self._urgent)
+
+    def _open(self, need: Need, free: int, urgent: int) -> int:
+        """The same with so many free cores, and so many that urgent Jobs have."""
+        if need.urgent or need.cores > self.cores - self.reserve:
+            return free
+        return free - max(0, self.reserve - urgent)
 
     def fits_ever(self, need: Need) -> bool:
         """Whether it has this much when it is empty."""
@@ -96,7 +115,7 @@ class Node:
         """Whether this much is free now."""
         return (
             self.up
-            and need.cores <= self.free_cores
+            and need.cores <= self.open_cores(need)
             and need.mem_bytes <= self.free_mem_bytes
             and (need.gpus == 0 or _gpus_fit(self.free_gpus.values(), need.gpus))
         )
@@ -130,6 +149,7 @@ class Node:
         del self.tenants[lane]
         self.free_cores += need.cores
         self.free_mem_bytes += need.mem_bytes
+        self._urgent -= need.cores * need.urgent
         for uuid, parts in share.gpus.items():
             self.free_gpus[uuid] += parts
         if share.cpus:
@@ -148,16 +168,17 @@ class Node:
         if not self.up:
             return inf
         cores, mem, gpus = self.free_cores, self.free_mem_bytes, dict(self.free_gpus)
-        at = now
+        at, urgent = now, self._urgent
         leaving = sorted(self.tenants.values(), key=lambda tenant: tenant.end(now))
         for tenant in (*leaving, None):
-            fits = need.cores <= cores and need.mem_bytes <= mem
+            fits = need.cores <= self._open(need, cores, urgent) and need.mem_bytes <= mem
             if fits and (need.gpus == 0 or _gpus_fit(gpus.values(), need.gpus)):
                 return at
             if tenant is not None:
                 at = tenant.end(now)
                 cores += tenant.need.cores
                 mem += tenant.need.mem_bytes
+                urgent -= tenant.need.cores * tenant.need.urgent
                 for uuid, parts in tenant.gpus.items():
                     gpus[uuid] += parts
         return inf
@@ -165,15 +186,19 @@ class Node:
     def spare(self, need: Need, at: float, now: float) -> NodeRoom:
         """What is free now and will not be needed at `at` either, when a Job of `need` is to begin."""
         gone = [tenant for tenant in self.tenants.values() if tenant.end(now) <= at]
-        cores = self.free_cores + sum(t.need.cores for t in gone) - need.cores
+        urgent = self._urgent - sum(t.need.cores for t in gone if t.need.urgent)
+        cores = self.free_cores + sum(t.need.cores for t in gone)
+        cores = self._open(need, cores, urgent) - need.cores
         mem = self.free_mem_bytes + sum(t.need.mem_bytes for t in gone) - need.mem_bytes
         # Which GPUs the Job will get is not known before it begins: then none is to spare.
         gpus = () if need.gpus else tuple(self.free_gpus.values())
         return NodeRoom(
             1,
-            max(0, min(self.free_cores, cores)),
+            max(0, min(self.open_cores(need), cores)),
             max(0, min(self.free_mem_bytes, mem)),
             gpus,
+            None,
+            self.kept if need.urgent else 0,
         )
 
     def _settle(
@@ -181,6 +206,7 @@ class Node:
     ) -> Share:
         self.free_cores -= need.cores
         self.free_mem_bytes -= need.mem_bytes
+        self._urgent += need.cores * need.urgent
         for uuid, parts in share.gpus.items():
             self.free_gpus[uuid] -= parts
         if share.cpus:

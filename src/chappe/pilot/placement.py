@@ -20,6 +20,8 @@ from itertools import groupby, islice
 from math import inf
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+import msgspec
+
 from chappe.core import limits
 from chappe.core.shapes import NodeRoom
 from chappe.pilot.nodes import Need, Node, Share
@@ -55,6 +57,13 @@ class Slot:
         return self.shares[0].cpus
 
 
+class Urgent(NamedTuple):
+    """Cores of each node are kept for Jobs of this priority or more."""
+
+    cores: int
+    priority: int
+
+
 class Place(NamedTuple):
     """Where a Job that runs already was placed, as far as it is known."""
 
@@ -77,8 +86,13 @@ class Reservation(NamedTuple):
 class Placement:
     """Nodes, all alike as far as the Hub is told, and the slots taken of them."""
 
-    def __init__(self, nodes: Sequence[Node], first_lane: int = 1) -> None:
-        self.nodes = list(nodes)
+    def __init__(
+        self, nodes: Sequence[Node], first_lane: int = 1, urgent: Urgent | None = None
+    ) -> None:
+        self.urgent = urgent
+        self.nodes: list[Node] = []
+        for node in nodes:
+            self.add(node)
         # Never used twice: a restarted head must not queue a Job behind one that its predecessor left there.
         self._lane = first_lane
         self._open: dict[Need, dict[int, Slot]] = {}
@@ -92,7 +106,9 @@ class Placement:
         return next((node for node in self.nodes if node.name == name), None)
 
     def add(self, node: Node) -> None:
-        """One more node."""
+        """One more node. It keeps a core at least for all."""
+        if self.urgent is not None:
+            node.reserve = min(self.urgent.cores, node.cores - 1)
         self.nodes.append(node)
 
     def remove(self, name: str) -> None:
@@ -221,7 +237,7 @@ class Placement:
 
     def begun(self, need: Need) -> bool:
         """Whether a node that could take such a Job has some of the room for it."""
-        return any(n.up and n.free_cores > 0 and n.fits_ever(need) for n in self.nodes)
+        return any(n.up and n.open_cores(need) > 0 and n.fits_ever(need) for n in self.nodes)
 
     def unreserve(self) -> None:
         """Gather no more."""
@@ -243,7 +259,8 @@ class Placement:
             if not node.up or node.free_cores <= 0:
                 continue
             free = tuple(sorted(node.free_gpus.values(), reverse=True))
-            offer = NodeRoom(1, node.free_cores, max(0, node.free_mem_bytes), free)
+            mem = max(0, node.free_mem_bytes)
+            offer = NodeRoom(1, node.free_cores, mem, free, None, node.kept)
             taken = min(cores, offer.cores), min(mem_bytes, offer.mem_bytes)
             cores, mem_bytes = cores - taken[0], mem_bytes - taken[1]
             if self._kept is None or node not in self._kept.nodes:
@@ -254,7 +271,8 @@ class Placement:
             if left_s > 0:
                 rest = _without(offer, spare.cores + taken[0], spare.mem_bytes + taken[1])
                 gpus = () if spare.gpus else rest.gpus
-                offers.append(NodeRoom(1, rest.cores, rest.mem_bytes, gpus, left_s))
+                kept = min(rest.cores, max(0, rest.kept - spare.kept))
+                offers.append(NodeRoom(1, rest.cores, rest.mem_bytes, gpus, left_s, kept))
         return _together(offer for offer in offers if offer.cores > 0)
 
     def _spare(self, node: Node, kept: Reservation, at: float, now: float) -> NodeRoom:
@@ -297,12 +315,14 @@ def _jobs(slot: Slot) -> int:
 
 
 def _without(room: NodeRoom, cores: int, mem_bytes: int) -> NodeRoom:
+    left = max(0, room.cores - cores)
     return NodeRoom(
         room.count,
-        max(0, room.cores - cores),
+        left,
         max(0, room.mem_bytes - mem_bytes),
         room.gpus,
         room.within_s,
+        min(left, room.kept),
     )
 
 
@@ -312,18 +332,14 @@ def _together(offers: Iterator[NodeRoom]) -> tuple[NodeRoom, ...]:
     rooms = []
     for _, group in alike:
         same = list(group)
-        rooms.append(NodeRoom(len(same), *_fields(same[0])))
+        rooms.append(msgspec.structs.replace(same[0], count=len(same)))
     # The smallest first: what is begun is filled up before a whole node is broken.
     return tuple(reversed(rooms[: limits.ROOMS_PER_SYNC]))
 
 
-def _size(room: NodeRoom) -> tuple[int, int, tuple[int, ...], float]:
+def _size(room: NodeRoom) -> tuple[int, int, tuple[int, ...], float, int]:
     within_s = inf if room.within_s is None else room.within_s
-    return (room.cores, room.mem_bytes, room.gpus, within_s)
-
-
-def _fields(room: NodeRoom) -> tuple[int, int, tuple[int, ...], float | None]:
-    return (room.cores, room.mem_bytes, room.gpus, room.within_s)
+    return (room.cores, room.mem_bytes, room.gpus, within_s, room.kept)
 
 
 class Prioritized(Protocol):

@@ -54,7 +54,8 @@ class Options(msgspec.Struct, frozen=True):
     (empty: the kernel is asked); `named` is all that the Site has of its own countable resources. `ranks` is
     the Site's own command that starts the ranks of a Job, with a host file of a `host_line` for each node.
     `umask` is that of Jobs, and of the directories made for them. With `hold_memory` a Job that uses more
-    than it asked for is killed.
+    than it asked for is killed. `urgent_cores` of each node are kept for Jobs of a priority of
+    `urgent_priority` or more.
     """
 
     cores: Annotated[int, Meta(ge=0, le=limits.CORES_MAX)] = 0
@@ -71,6 +72,8 @@ class Options(msgspec.Struct, frozen=True):
     umask: Annotated[int, Meta(ge=0, le=0o777)] = 0o077
     launch: LaunchOptions = LaunchOptions()
     hold_memory: bool = False
+    urgent_cores: Annotated[int, Meta(ge=0, le=limits.CORES_MAX)] = 0
+    urgent_priority: Annotated[int, Meta(ge=-limits.PRIORITY_ABS, le=limits.PRIORITY_ABS)] = 100
 
 
 class Session(HidesToken, msgspec.Struct, frozen=True):

@@ -162,6 +162,23 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slots: Annotated[
         int, Meta(ge=0, le=100_000, description="Jobs a pilot may run at once. 0: one per core.")
     ] = 0
+    urgent_cores: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=limits.CORES_MAX,
+            description="Cores of each node that only urgent Jobs get; a core at least is left to all. "
+            "0: none.",
+        ),
+    ] = 0
+    urgent_priority: Annotated[
+        int,
+        Meta(
+            ge=-limits.PRIORITY_ABS,
+            le=limits.PRIORITY_ABS,
+            description="Jobs of this priority or a higher one are urgent.",
+        ),
+    ] = 100
     idle_s: Annotated[
         float,
         Meta(

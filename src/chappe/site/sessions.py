@@ -95,6 +95,8 @@ def write_session(
             "named": config.resources.named,
             "ranks": pilot.ranks,
             "host_line": pilot.host_line,
+            "urgent_cores": pilot.urgent_cores,
+            "urgent_priority": pilot.urgent_priority,
             "launch": {
                 "ranks": config.launch.ranks,
                 "binding": config.launch.binding,

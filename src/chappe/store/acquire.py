@@ -35,6 +35,11 @@ NEXT_HEADS = sql(f"""
         AND (priority, -n) < (:priority, -:n)
     ORDER BY priority DESC, n LIMIT :most""")
 
+#: Shapes of which an urgent Job waits: one look into an index each.
+URGENT = sql(f"""
+    SELECT v.value AS shape FROM ints(:shapes) v WHERE EXISTS (
+        SELECT 1 FROM job WHERE shape = v.value AND {WAITS} AND priority >= :least)""")
+
 RESERVING_MOST = 16
 """Shapes at most whose first Jobs are looked at, to find one that is not to be overtaken."""
 
@@ -96,12 +101,29 @@ def choose(tx: Tx, site_n: int, capacity: Capacity) -> list[tuple[ShapeEntry, An
     used = named_in_use(tx.catalog, site_n) if any(e.shape.named for e in possible) else None
     room = Room(capacity, limits.GRANTS_PER_SYNC, used)
     fitting = [entry for entry in possible if room.most(entry.shape) > 0]
+    if room.urgent is not None:
+        fitting += _urgent(tx, room, possible, fitting)
     if not fitting:
         return []
     overtaken = _overtaken(possible, fitting) if capacity.reserve or used is not None else []
     queues = [_heads(tx, entry, room, len(fitting)) for entry in fitting]
     queues += [_heads(tx, entry, room, len(overtaken), 1) for entry in overtaken]
     return _merge(tx, room, capacity.reserve, fitting + overtaken, queues)
+
+
+def _urgent(
+    tx: Tx, room: Room, possible: list[ShapeEntry], fitting: list[ShapeEntry]
+) -> list[ShapeEntry]:
+    """The Shapes that have room only in what is kept for urgent Jobs, and have such a Job."""
+    others = {entry.n for entry in fitting}
+    able = {
+        entry.n: entry
+        for entry in possible
+        if entry.n not in others and room.most(entry.shape, urgent=True) > 0
+    }
+    if not able:
+        return []
+    return [able[n] for (n,) in tx.read(URGENT, shapes=to_json(list(able)), least=room.urgent)]
 
 
 def _overtaken(possible: list[ShapeEntry], fitting: list[ShapeEntry]) -> list[ShapeEntry]:
@@ -125,13 +147,13 @@ def _merge(
     waits: tuple[ShapeEntry, Any] | None = None
     while heap and room.left:
         _, _, i, head = heap[0]
-        if waits is not None and room.fits(entries[i].shape):
+        if waits is not None and room.fits(entries[i].shape, head.priority):
             # This one would overtake one that has waited long enough.
             if room.reserve(waits[0].shape):
                 chosen.append(waits)
                 break
             waits = None
-        if not room.take(entries[i].shape):
+        if not room.take(entries[i].shape, head.priority):
             # No room for this Shape any more; smaller ones may still fit.
             heapq.heappop(heap)
             if may_reserve(tx.now - head.changed_at) and not room.keep_named(entries[i].shape):
