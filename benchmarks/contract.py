@@ -180,6 +180,26 @@ ROWS: tuple[Row, ...] = (
     Row("hands.rss", "· the head's memory", "MB", 200, at_least=False),
     Row("hands.rate", "· jobs that ended meanwhile", "jobs/min", 10_000),
     Row(
+        "elastic.busy",
+        "64 simulated nodes, mixed jobs (1, 4, all cores, 2 nodes): kept busy until none waits",
+        "%",
+        92,
+    ),
+    Row(
+        "elastic.first",
+        "demand steps from 0 to 500 jobs: first allocation asked for",
+        "s",
+        2,
+        at_least=False,
+    ),
+    Row(
+        "elastic.idle",
+        "· and back to 0: the last allocation is over so long after its grace",
+        "s",
+        5,
+        at_least=False,
+    ),
+    Row(
         "sites.cpu",
         "500 sites, 5 000 sessions that sync every 20 s, simulated: the hub's share of a core",
         "%",
