@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,37 @@ def test_an_allocation_lives_as_long_as_a_process_that_left_everything_behind(lo
     assert local.state(ident).phase is Phase.RUNNING
     (local.root / "go").touch()
     assert local.await_over(ident).phase is Phase.ENDED
+
+
+CHARGE = "CHAPPE_JOB_ID=j setsid sh -c 'touch up; while :; do sleep 0.05; done' >/dev/null 2>&1 &"
+"""What a launcher would look after."""
+
+
+def test_what_nobody_looks_after_ends_with_the_script(local: Bench) -> None:
+    ident = local.submit(local.batch(f"{CHARGE} until [ -e up ]; do sleep 0.05; done; exit 0"))
+    assert local.await_over(ident).phase is Phase.ENDED
+    assert marked(local.sessions) == []
+
+
+def test_what_nobody_looks_after_is_ended_by_the_status_query_too(local: Bench) -> None:
+    """Guard, script and pilot are killed at once. What is left would hold the allocation for ever."""
+    ident = local.submit(local.batch(f"{CHARGE} touch on; while :; do sleep 0.05; done"))
+    wait_until(lambda: all((local.root / f).exists() for f in ("up", "on")), "the pilot's start")
+    charges = [p for p in marked(local.sessions) if local_charge(p)]
+    assert local.state(ident).phase is Phase.RUNNING
+    assert charges
+    while others := [p for p in marked(local.sessions) if not local_charge(p)]:
+        for pid in others:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert local.await_over(ident).phase in OVER
+    assert marked(local.sessions) == []
+
+
+def local_charge(pid: int) -> bool:
+    with suppress(OSError):
+        return b"\0CHAPPE_JOB_ID=j" in Path(f"/proc/{pid}/environ").read_bytes()
+    return True  # it is gone
 
 
 def local_script_runs(bench: Bench, ident: str) -> bool:

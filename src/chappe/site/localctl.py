@@ -8,13 +8,16 @@
 Standard library only and no chappe import: a command takes some 15 ms, so it can be called as a
 cluster's would be. A script says what it wants in lines of its head, as `#SBATCH` lines do:
 `#LOCAL mark NAME=VALUE` (required: the environment variable that all its processes carry), `#LOCAL
-wall_s SECONDS` (limit) and `#LOCAL kill_s SECONDS` (from TERM to KILL, default 30).
+wall_s SECONDS` (limit), `#LOCAL kill_s SECONDS` (from TERM to KILL, default 30) and `#LOCAL charge NAME`
+(the environment variable of those processes that others of the script look after).
 
 How it works. `submit` writes a record, then starts a guard in a session of its own; the guard starts the
 script, inherits every process that the script loses (subreaper), and ends when the last of them has:
 whoever holds a pidfd of the guard learns of the end at once. At the limit, or when it is cancelled, it
 sends TERM to the script and, after `kill_s`, KILL to every process that carries the mark. The guard may be
 killed: whether an allocation has ended is decided by what is in /proc, never by the guard's word alone.
+When the script has ended, and nobody is left but those who were to be looked after, they are killed, as a
+cluster's batch system would do: else they would hold the allocation for as long as they like.
 States: pending, running, ended, and unknown, which is what another machine's allocations are here.
 """
 
@@ -98,19 +101,22 @@ def status(records: str, args: list[str]) -> int:
             print(f"{ident} unknown")
             continue
         state = "pending"
+        guarded = alive(fields.get("guard", ""))
+        left = marked.get(fields["mark"], [])
         if "ended" in fields or fields["boot"] != boot_id():
             state = "ended"
-        elif alive(fields.get("guard", "")) or fields["mark"] in marked:
+        elif guarded or left:
             state = "running"
         elif ident in born:
             state = "ended"
         if state == "ended" and "ended" not in fields:
             append(records, ident, "ended")
-        if state == "running" and not alive(fields.get("guard", "")) and overdue(fields):
-            send(marked[fields["mark"]], _KILL)
+        if state == "running" and not guarded and (overdue(fields) or alone(left, fields)):
+            send(left, _KILL)
         facts = [f"{key}={fields[key]}" for key in ("exit", "signal", "reason") if key in fields]
         if state == "running":
-            facts.append(f"pid={pid_to_watch(fields, marked)}")
+            # A process whose end may be the allocation's. It may have ended by now, which is its end as well.
+            facts.append(f"pid={fields['guard'].split()[0] if guarded else left[0]}")
         print(" ".join([ident, state, *facts]))
     return 0
 
@@ -162,11 +168,14 @@ def guard(records: str, args: list[str]) -> int:
     script = os.posix_spawn(
         "/bin/sh", ["/bin/sh", fields["script"]], os.environ, setsigmask=[], setsigdef=ours
     )
-    ending = False
+    ending = script_ended = False
     while True:
-        left = reap(records, ident, script)
+        left, over = reap(records, ident, script)
+        script_ended = script_ended or over
         if not left:
             break
+        if script_ended and alone(marked := carriers(fields["mark"]), fields):
+            send(marked, _KILL)
         wait_s = _WAKE_S if limit is None else min(_WAKE_S, max(0.0, limit - now()))
         got = signal.sigtimedwait(ours, wait_s)
         cancelled = got is not None and got.si_signo != signal.SIGCHLD
@@ -183,16 +192,19 @@ def guard(records: str, args: list[str]) -> int:
     return 0
 
 
-def reap(records: str, ident: str, script: int) -> bool:
-    """Reap all children that ended; whether any are left. The script's own end is recorded."""
+def reap(records: str, ident: str, script: int) -> tuple[bool, bool]:
+    """Reap all children that ended; whether any are left, and whether the script, whose end is recorded, was
+    among those that ended."""
+    over = False
     while True:
         try:
             pid, code = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return False
+            return False, over
         if pid == 0:
-            return True
+            return True, over
         if pid == script:
+            over = True
             value = os.waitstatus_to_exitcode(code)
             append(records, ident, f"exit {value}" if value >= 0 else f"signal {-value}")
 
@@ -225,7 +237,7 @@ def read_head(script: str) -> Fields:
             words = line.split()
             if words[:1] != ["#LOCAL"]:
                 continue
-            if len(words) != 3 or words[1] not in ("mark", "wall_s", "kill_s"):
+            if len(words) != 3 or words[1] not in ("mark", "wall_s", "kill_s", "charge"):
                 raise ValueError(f"{script}: {line.strip()!r} is not understood")
             head[words[1]] = words[2]
     if "=" not in head.get("mark", ""):
@@ -278,12 +290,6 @@ def prune(records: str) -> None:
 # --- what the kernel says
 
 
-def pid_to_watch(fields: Fields, marked: dict[str, list[int]]) -> int:
-    """A process whose end may be the allocation's: the guard, or without it any that is left (or 0)."""
-    guard = fields.get("guard", "")
-    return int(guard.split()[0]) if alive(guard) else marked.get(fields["mark"], [0])[0]
-
-
 def find_marked(marks: set[str]) -> dict[str, list[int]]:
     """The processes that carry each mark NAME=VALUE in their environment, this one excepted."""
     found: dict[str, list[int]] = {}
@@ -300,6 +306,21 @@ def find_marked(marks: set[str]) -> dict[str, list[int]]:
         for mark in marks.intersection(item.decode(errors="replace") for item in environ):
             found.setdefault(mark, []).append(int(entry))
     return found
+
+
+def alone(pids: list[int], fields: Fields) -> bool:
+    """Whether all of these are charges, so that nobody looks after them any more."""
+    name = fields.get("charge", "").encode() + b"="
+    return len(name) > 1 and bool(pids) and all(is_charge(pid, name) for pid in pids)
+
+
+def is_charge(pid: int, name: bytes) -> bool:
+    """Whether a process carries the variable `name` (with its `=`); false when that cannot be read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as f:
+            return any(item.startswith(name) for item in f.read().split(b"\0"))
+    except OSError:
+        return False
 
 
 def carriers(mark: str) -> list[int]:

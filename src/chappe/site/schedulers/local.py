@@ -43,6 +43,7 @@ class Local(NoHistory):
             )
         head = [
             f"#LOCAL mark CHAPPE_SESSION={batch.session}",
+            "#LOCAL charge CHAPPE_JOB_ID",
             f"#LOCAL kill_s {batch.kill_s:g}",
         ]
         if batch.wall_s is not None:
