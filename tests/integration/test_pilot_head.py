@@ -149,7 +149,9 @@ async def test_sigterm_ends_what_runs_returns_what_waits_and_ends_the_session(
     pilot.signal(signal.SIGTERM)
     assert await pilot.ended() == 0
     view = await site.job(job)
-    assert (view.state, view.outcome and view.outcome.reason) == ("RESTART_READY", "allocation_end")
+    assert view.outcome is not None
+    assert (view.state, view.outcome.reason) == ("RESTART_READY", "allocation_cancelled")
+    assert "cancelled or pre-empted" in view.outcome.message
     assert pilot.jobs() == []
     assert pilot.launcher() == 0
     assert not list((site.dir.path / "local").iterdir())

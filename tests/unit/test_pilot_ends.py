@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import msgspec
@@ -10,11 +11,13 @@ import pytest
 from chappe.core.jobs import Resources, RetryOn
 from chappe.core.leases import Reason, retry_class
 from chappe.link.clock import new_id
-from chappe.pilot.ends import doubtful, end_of
+from chappe.pilot.ends import doubtful, end_of, of_cancelled
 from chappe.pilot.holding import Holding
 from chappe.pilot.launch_wire import Ended
 from chappe.pilot.launchers import LAUNCHERS
+from chappe.pilot.lifetime import Lifetime
 from chappe.pilot.placement import Placement
+from chappe.pilot.session import Options
 from chappe.testing.nodes import plain
 from chappe.wire.sync import Grant
 
@@ -81,6 +84,23 @@ def test_only_ranks_of_several_nodes_are_in_doubt() -> None:
     assert not doubtful(narrow, ended(narrow))
     wide.ending = "cancelled"
     assert not doubtful(wide, ended(wide))
+
+
+def test_an_allocation_that_was_cancelled_is_no_end_of_its_time() -> None:
+    h = ranks()
+    end = of_cancelled(end_of(h, ended(h, reason="allocation_end", exit=None, signal=15)))
+    assert end.outcome.reason is Reason.ALLOCATION_CANCELLED
+    assert retry_class(end.outcome.reason) is RetryOn.LOST
+    well = end_of(h, ended(h, exit=0))
+    assert of_cancelled(well) is well
+
+
+@pytest.mark.parametrize(("ends_at", "cancelled"), [(inf, True), (5_000.0, True), (300.0, False)])
+def test_only_a_sigterm_long_before_the_end_is_a_cancel(ends_at: float, cancelled: bool) -> None:
+    life = Lifetime(Options(), ends_at)
+    assert not life.cancelled
+    life.sigterm(100.0)
+    assert life.cancelled == cancelled
 
 
 def test_a_killed_rank_is_an_error_and_a_lost_node_a_loss() -> None:

@@ -40,6 +40,7 @@ class Reason(StrEnum):
     START_FAILED = "start_failed"
     LAUNCHER_LOST = "launcher_lost"
     ALLOCATION_END = "allocation_end"
+    ALLOCATION_CANCELLED = "allocation_cancelled"
     NODE_LOST = "node_lost"
     SESSION_DEAD = "session_dead"
     TAKEOVER = "takeover"
@@ -56,6 +57,7 @@ _LOST = frozenset(
     {
         Reason.LAUNCHER_LOST,
         Reason.ALLOCATION_END,
+        Reason.ALLOCATION_CANCELLED,
         Reason.NODE_LOST,
         Reason.SESSION_DEAD,
         Reason.TAKEOVER,

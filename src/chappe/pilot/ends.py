@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from chappe.core.leases import Outcome, Reason, Usage
 from chappe.link.journal import End
 from chappe.link.values import is_left
@@ -44,6 +46,18 @@ def end_of(h: Holding, ended: Ended) -> End:
         result=ended.result or (h.result if outcome.ok or is_left(h.result) else ""),
         orphan=h.orphan,
     )
+
+
+def of_cancelled(end: End) -> End:
+    """The end of what an allocation took with it that was cancelled before its time."""
+    if end.outcome.reason is not Reason.ALLOCATION_END:
+        return end
+    words = "the allocation was cancelled or pre-empted"
+    message = f"{words}: {end.outcome.message}" if end.outcome.message else words
+    outcome = msgspec.structs.replace(
+        end.outcome, reason=Reason.ALLOCATION_CANCELLED, message=message
+    )
+    return msgspec.structs.replace(end, outcome=outcome)
 
 
 def doubtful(h: Holding, ended: Ended) -> bool:

@@ -12,6 +12,8 @@ from math import inf
 
 from chappe.pilot.session import Options
 
+_EARLY_S = 300.0
+
 
 class Step(Enum):
     """What is due."""
@@ -31,6 +33,8 @@ class Lifetime:
         self._idle_since: float | None = None
         self._job_ends_begun = False
         self.draining = False
+        self.cancelled = False
+        """Whether somebody ended the allocation before its time."""
 
     @property
     def grace_s(self) -> float:
@@ -44,6 +48,10 @@ class Lifetime:
 
     def sigterm(self, now: float) -> None:
         """The scheduler (or a person) wants the allocation to end."""
+        # Schedulers send it at the end of the time as well, some of them minutes before.
+        self.cancelled = self.cancelled or now < self._ends_at - max(
+            _EARLY_S, 1.5 * self._options.drain_s
+        )
         if self.draining and self._options.kill_s == 0:
             self._jobs_end_at = min(self._jobs_end_at, now)
         elif self._options.kill_s > 0:

@@ -19,7 +19,7 @@ from chappe.pilot.acks import Acks
 from chappe.pilot.aftermath import After, Judged
 from chappe.pilot.crew import Crew
 from chappe.pilot.desk import Arrival, Desk, Done, Work
-from chappe.pilot.ends import doubtful, end_of
+from chappe.pilot.ends import doubtful, end_of, of_cancelled
 from chappe.pilot.fetching import Fetching
 from chappe.pilot.holding import Holding, Phase
 from chappe.pilot.holdings import Holdings
@@ -236,6 +236,8 @@ class Works:
         """`h` has ended, or will not begin."""
         if h.parents_file:
             self._forget.append(h.job)
+        if self._lifetime.cancelled:
+            end = of_cancelled(end)
         self.report(self._holdings.over(h, end))
 
     def report(self, end: End) -> None:

@@ -62,6 +62,8 @@ _ENDED = {"finished": "COMPLETED", "failed": "FAILED", "cancelled": "CANCELLED"}
 _FAILED = {
     "timeout": "TIMEOUT",
     "allocation_end": "NODE_FAIL",
+    "allocation_cancelled": "PREEMPTED",
+    "memory": "OUT_OF_MEMORY",
     "node_lost": "NODE_FAIL",
     "session_dead": "NODE_FAIL",
     "launcher_lost": "NODE_FAIL",
@@ -77,6 +79,8 @@ SHORT = {
     "CANCELLED": "CA",
     "TIMEOUT": "TO",
     "NODE_FAIL": "NF",
+    "OUT_OF_MEMORY": "OOM",
+    "PREEMPTED": "PR",
     "DEADLINE": "DL",
 }
 """States and their two letters."""
