@@ -59,7 +59,12 @@ SERVERS = (
         "openmpi", ("openmpi-bin", "libopenmpi-dev", "gcc"), ("mpiexec.openmpi", "mpicc", "gcc")
     ),
     # PBS commands in front of Slurm; the package conflicts with gridengine-client.
-    Server("torque", ("libslurm-perl",), ("usr/bin/qsub", "usr/bin/qstat"), "slurm-wlm-torque"),
+    Server(
+        "torque",
+        ("libslurm-perl", "libslurmdb-perl"),
+        ("usr/bin/qsub", "usr/bin/qstat"),
+        "slurm-wlm-torque",
+    ),
 )
 
 
