@@ -6,13 +6,14 @@ import getpass
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from chappe.cli.output import FAILED, OK, Out, ago, when, with_output
 
 if TYPE_CHECKING:
+    from chappe.site.service import Service
     from chappe.site.status import AgentStatus
 
 _DIRECTORY = click.argument(
@@ -126,12 +127,16 @@ def check(out: Out, directory: Path) -> None:
 @command.command()
 @_DIRECTORY
 @click.option("--foreground", is_flag=True, help="Stay, and log to stderr.")
+@click.option(
+    "--if-needed", is_flag=True, help="Do nothing while an agent runs, here or on another machine."
+)
 @with_output
-def start(out: Out, directory: Path, foreground: bool) -> None:
+def start(out: Out, directory: Path, foreground: bool, if_needed: bool) -> None:
     """Start the site's agent; returns once it works."""
     from chappe.site import daemon  # here: `--help` does without it
 
-    status = daemon.start(directory, foreground)
+    begin = daemon.start_if_needed if if_needed else daemon.start
+    status = begin(directory, foreground)
     out.one(status, _status, out, status)
 
 
@@ -156,6 +161,66 @@ def status(out: Out, directory: Path) -> None:
     status = daemon.status(directory)
     out.one(status, _status, out, status)
     sys.exit(OK if status.presence in ("running", "elsewhere") else FAILED)
+
+
+@command.group("service")
+def service() -> None:
+    """Keep the agent running: after a reboot, and on login nodes that end what runs there for long.
+
+    May be installed on several login nodes that share the site's directory: one agent works, and another
+    takes over when that one is gone.
+    """
+
+
+_WITH = click.option(
+    "--with",
+    "kind",
+    type=click.Choice(["systemd", "cron"]),
+    help="By a unit of your own systemd, or by your crontab (what works here).",
+)
+
+
+@service.command("install")
+@_DIRECTORY
+@_WITH
+@with_output
+def service_install(out: Out, directory: Path, kind: Literal["systemd", "cron"] | None) -> None:
+    """Start the agent whenever it does not run: a unit of systemd --user, or two lines of your crontab."""
+    from chappe.site import service as services  # here: `--help` does without it
+
+    made = services.install(directory, kind)
+    out.one(made, _service, out, made)
+
+
+@service.command("remove")
+@_DIRECTORY
+@with_output
+def service_remove(out: Out, directory: Path) -> None:
+    """Start it no more by itself."""
+    from chappe.site import service as services  # here: `--help` does without it
+
+    left = services.remove(directory)
+    out.one(left, _service, out, left)
+
+
+@service.command("show")
+@_DIRECTORY
+@with_output
+def service_show(out: Out, directory: Path) -> None:
+    """Show what starts the agent on this machine. Exit 1 when nothing does."""
+    from chappe.site import service as services  # here: `--help` does without it
+
+    found = services.find(directory)
+    out.one(found, _service, out, found)
+    sys.exit(OK if found.kind else FAILED)
+
+
+def _service(out: Out, found: Service) -> None:
+    if found.kind is None:
+        out.say(f"nothing starts the agent of {found.directory} by itself")
+        return
+    out.say(f"{found.directory}  by {found.kind} ({found.where})")
+    out.say(found.text.rstrip("\n"), "dim")
 
 
 def _status(out: Out, status: AgentStatus) -> None:

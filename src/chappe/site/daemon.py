@@ -20,7 +20,7 @@ from chappe.site.calls import read_record
 from chappe.site.config import load
 from chappe.site.paths import SitePaths
 from chappe.site.process import FirstLine
-from chappe.site.status import AgentStatus, Presence
+from chappe.site.status import AgentRunning, AgentStatus, Presence
 
 START_S = 120.0
 STOP_S = 20.0
@@ -74,6 +74,17 @@ def start(directory: Path | str, foreground: bool = False) -> AgentStatus:
         # It outlives us; without this, Popen would warn that nobody waits for it.
         process.returncode = 0
     return status(directory)
+
+
+def start_if_needed(directory: Path | str, foreground: bool = False) -> AgentStatus:
+    """As `start`, but no error when an agent runs already, here or where the Hub heard it."""
+    try:
+        return start(directory, foreground)
+    except ChappeError as error:
+        if error.code != AgentRunning.default_code:
+            raise
+        found = status(directory)
+        return msgspec.structs.replace(found, message=error.message)
 
 
 def stop(directory: Path | str) -> AgentStatus:
