@@ -59,6 +59,10 @@ def test_every_setting_is_in_the_reference_with_its_meaning() -> None:
         (('name = "my-site"\n', ""), "[site]", "site.name"),
         (("[pilot]", "[pilots]"), "[pilots]", "pilots"),
         (('# env = { NAME = "value" }', 'env = { "A-B" = "x" }'), "env = ", "pilot.env.A-B"),
+        (('# policy = "keep"', 'policy = "backfill"'), "policy = ", "elastic.policy"),
+        (('# policy = "keep"', 'policy = "deadline"'), "[elastic]", "elastic.deadline"),
+        (('# deadline = ""', 'deadline = "2026-12-01T08:00"'), "deadline = ", "time zone"),
+        (("# minimum = 0", "minimum = 11"), "minimum = ", "elastic.minimum"),
         (("# allowed = false", "allowed = 1"), "allowed = ", "functions.allowed"),
         (
             ("# [functions.environments.default]", '[functions.environments.x]\npython = "bin/p"'),

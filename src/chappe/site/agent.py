@@ -10,12 +10,14 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from chappe import __version__
 from chappe.core import faults, limits
+from chappe.core.elastic import PolicyKind
 from chappe.core.errors import ChappeError, Invalid
 from chappe.link.changed import ChangedParameters
 from chappe.link.clock import boottime, new_id, now
@@ -30,11 +32,13 @@ from chappe.site.elastic import Elastic
 from chappe.site.hubloop import AgentId, HubLoop, Superseded, greet
 from chappe.site.paths import SitePaths
 from chappe.site.relay import Relay
+from chappe.site.schedulers.windows import READERS
 from chappe.site.status import AgentRunning, Presence
 from chappe.site.steps import Steps
 from chappe.site.undertaker import Undertaker
 from chappe.site.wakeup import Wakeups
 from chappe.site.watch import watch
+from chappe.site.windows import follow_windows
 
 log = structlog.get_logger()
 
@@ -213,6 +217,11 @@ async def _run(
     serving: dict[str, Loop] = {}
     if config.relay.enabled:
         serving["relay"] = Relay(paths, config).run
+    reader = READERS.get(config.scheduler.kind)
+    if reader is not None and config.elastic.policy is PolicyKind.BACKFILL:
+        serving["windows"] = partial(
+            follow_windows, elastic, reader, calls, wakeups, config.scheduler.status_interval_s
+        )
     await _until_stopped(
         {
             "orders": link.listen,

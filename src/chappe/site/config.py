@@ -453,7 +453,7 @@ def _check_values(config: SiteConfig) -> None:
     """What types cannot say. Raises Invalid naming the field."""
     check_rules(config.functions)
     check_policy(config.policy)
-    check_elastic(config.elastic)
+    check_elastic(config.elastic, config.scheduler.kind)
     scheduler = config.scheduler
     asked = BatchJobIntent(
         queue=scheduler.queue,

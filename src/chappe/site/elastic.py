@@ -10,6 +10,8 @@ wait (`Wanted.idle_s`). The agent only takes back what has not begun.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 import structlog
 
@@ -18,6 +20,7 @@ from chappe.core.batchjobs import BatchJobIntent
 from chappe.core.elastic import (
     Ask,
     Plan,
+    PolicyKind,
     Situation,
     Window,
 )
@@ -53,7 +56,7 @@ class Elastic:
         self._hold_until = 0.0
         self._again_at: float | None = None
         self._told: object = None
-        self.windows: tuple[Window, ...] = ()
+        self._windows: tuple[Window, ...] = ()
 
     # -- what the Hub says ---------------------------------------------------------------------
 
@@ -75,8 +78,29 @@ class Elastic:
             return False
         self._demand = demand
         self._see_node(demand)
+        self._wakeups.windows.set()
         self._wakeups.batches.set()
         return True
+
+    # -- what the scheduler says of free nodes --------------------------------------------------
+
+    @property
+    def wants_windows(self) -> bool:
+        """Whether it matters now which nodes are free."""
+        waits = self._demand is not None and bool(self._demand.waiting)
+        return waits and self._policy.kind is PolicyKind.BACKFILL
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues that may be asked."""
+        return [queue.name for queue in self._policy.queues]
+
+    def see_windows(self, windows: Iterable[Window]) -> None:
+        """Free nodes, as they are now."""
+        self._windows = tuple(windows)
+        self._wakeups.batches.set()
+
+    # -- decisions and the Hub -----------------------------------------------------------------
 
     def untold(self) -> list[Decision]:
         """What the Hub does not know yet of what was decided."""
@@ -162,7 +186,7 @@ class Elastic:
     def _situation(self, at: float) -> Situation:
         hold_until = at + max(0.0, self._hold_until - boottime())
         seen = situation(self._config, self._book, self._demand, self._surplus_at, at)
-        return msgspec.structs.replace(seen, windows=self.windows, hold_until=hold_until)
+        return msgspec.structs.replace(seen, windows=self._windows, hold_until=hold_until)
 
     def _see_node(self, demand: Demand) -> None:
         """Pilots with whole nodes tell what one has; the smallest counts: nothing is asked for in vain."""

@@ -11,6 +11,7 @@ from msgspec import Meta
 from chappe.core import limits
 from chappe.core.elastic import NodeSize, PolicyKind
 from chappe.core.errors import Invalid
+from chappe.site.schedulers.windows import READERS
 
 _Hours = Annotated[float, Meta(ge=0, le=1e9)]
 
@@ -139,9 +140,14 @@ class ElasticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return at.timestamp()
 
 
-def check_elastic(config: ElasticConfig) -> None:
+def check_elastic(config: ElasticConfig, scheduler: str) -> None:
     """What types cannot say. Raises Invalid naming the field."""
-    if config.policy is PolicyKind.DEADLINE and config.deadline_at is None:
+    if config.policy is PolicyKind.BACKFILL and scheduler not in READERS:
+        raise Invalid(
+            f"free nodes are known only of {', '.join(READERS)}: choose `fit`",
+            field="elastic.policy",
+        )
+    if config.deadline_at is None and config.policy is PolicyKind.DEADLINE:
         raise Invalid("the policy `deadline` needs a time", field="elastic.deadline")
     if config.minimum > config.maximum:
         raise Invalid("`minimum` is above `maximum`", field="elastic.minimum")

@@ -13,6 +13,7 @@ class Wakeups:
         self.watch = asyncio.Event()
         self.bury = asyncio.Event()
         self.report = asyncio.Event()
+        self.windows = asyncio.Event()
         self.online = asyncio.Event()
 
 

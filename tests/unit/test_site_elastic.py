@@ -1,0 +1,149 @@
+"""The agent's own wishes: from what waits to the book, across deaths of the agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chappe.core.elastic import NodeSize, PolicyKind
+from chappe.core.shapes import Shape
+from chappe.link.clock import now
+from chappe.site import config
+from chappe.site.book import Batch, Book, Buried, Forgotten, Said, read_book
+from chappe.site.config import SiteConfig
+from chappe.site.elastic import Elastic
+from chappe.site.elastic_inputs import policy_of
+from chappe.site.schedulers.base import Phase
+from chappe.site.wakeup import Wakeups
+from chappe.wire.demand import Demand, PilotOffer, ShapeWaiting
+
+SHAPE = Shape(("s",), 4, wall_s=7_200)
+
+
+def site(**elastic: str) -> SiteConfig:
+    given = {"policy": '"fit"', "node_cores": "8", "maximum": "20", **elastic}
+    text = config.TEMPLATE
+    for key, value in given.items():
+        head, mark, body = text.partition("[elastic]\n")
+        lines = [f"{key} = {value}" if x.startswith(f"# {key} = ") else x for x in body.split("\n")]
+        text = head + mark + "\n".join(lines)
+    return config.parse(text, "site.toml")
+
+
+def demand(jobs: int, *pilots: PilotOffer) -> Demand:
+    return Demand(
+        f"m{jobs}{len(pilots)}", [ShapeWaiting(SHAPE, jobs)] if jobs else [], 0, [*pilots]
+    )
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Book:
+    return Book(tmp_path / "book")
+
+
+def agent(book: Book, **elastic: str) -> Elastic:
+    return Elastic(site(**elastic), book, Wakeups())
+
+
+def hear(agent: Elastic, demand: Demand) -> None:
+    agent.heard(demand, agent.asked_for)
+    agent.look()
+
+
+def end(book: Book, agent: Elastic, batch: Batch, phase: Phase = Phase.ENDED) -> None:
+    book.add(Said(batch.id, phase, "", now()))
+    agent.ended(batch, now())
+
+
+def test_nothing_is_asked_for_before_the_hub_has_spoken(book: Book) -> None:
+    made = agent(book)
+    made.look()
+    assert not book.batches
+    assert made.mark == ""
+    hear(made, demand(6))
+    assert [b.wanted.intent.nodes for b in book.batches.values()] == [1, 1, 1]
+    assert {b.wanted.idle_s for b in book.batches.values()} == {300.0}
+    assert made.mark == "m60"
+    book.close()
+
+
+def test_an_agent_that_was_killed_finds_what_it_wanted(tmp_path: Path, book: Book) -> None:
+    hear(agent(book), demand(6))
+    wanted = list(book.batches)
+    again = Book(tmp_path / "book")  # the dead one closed nothing
+    hear(agent(again), demand(6))
+    assert list(again.batches) == wanted
+    assert len(again.memory.untold) == 1
+    again.close()
+    book.close()
+
+
+def test_decisions_wait_until_the_hub_has_them(tmp_path: Path, book: Book) -> None:
+    made = agent(book)
+    for jobs in (2, 4, 6):
+        hear(made, demand(jobs))
+    told = made.untold()
+    assert [len(d.data["asks"]) for d in told] == [1, 1, 1]
+    assert [d.no for d in told] == sorted({d.no for d in told})
+    made.told(told[:2], told[1].no)
+    assert made.untold() == told[2:]
+    made.told(made.untold(), None)  # a hub of the version before, which takes none
+    assert read_book(tmp_path / "book").memory.untold == []
+    book.close()
+
+
+def test_an_end_makes_what_was_known_out_of_date(book: Book) -> None:
+    made = agent(book)
+    hear(made, demand(2))
+    (batch,) = book.batches.values()
+    before = made.asked_for
+    end(book, made, batch)
+    made.look()
+    assert not made.heard(demand(2), before), "an answer to an older question"
+    made.look()
+    assert len(book.batches) == 1
+    hear(made, demand(2))
+    assert len(book.batches) == 2
+    book.close()
+
+
+def test_pilots_that_die_at_once_are_not_asked_for_as_fast(book: Book) -> None:
+    made = agent(book)
+    hear(made, demand(2))
+    (batch,) = book.batches.values()
+    end(book, made, batch, Phase.FAILED)
+    hear(made, demand(2))
+    assert len(book.batches) == 1
+    assert made.again_at() is not None
+    book.close()
+
+
+def test_what_a_pilot_tells_and_what_was_learned_outlive_the_agent(
+    tmp_path: Path, book: Book
+) -> None:
+    made = agent(book, node_cores="0")
+    hear(made, demand(100))
+    (first,) = book.batches.values()
+    book.add(Said(first.id, Phase.RUNNING, "", first.wanted.at + 40.0))
+    hear(made, demand(100, PilotOffer(first.session, cores=16)))
+    assert book.memory.node == NodeSize(16)
+    assert len(book.batches) > 1
+    end(book, made, first)
+    book.add(Buried(first.id), Forgotten(first.id))
+    book.close()
+    memory = Book(tmp_path / "book").memory  # it was written anew when it was opened
+    again = read_book(tmp_path / "book").memory
+    assert again == memory == book.memory
+    assert memory.waits.expected_s("", 1, first.wanted.intent.wall_s) == 40.0
+    assert list(memory.spent_since(0.0)) == [""]
+    assert not memory.spent_since(now() + 1)
+
+
+def test_the_policy_of_a_site_is_the_narrower_of_two_sections() -> None:
+    text = config.TEMPLATE.replace("# queued_max = 20", "queued_max = 3")
+    assert policy_of(config.parse(text, "site.toml")).queued_most == 3
+    keep = policy_of(config.parse(config.TEMPLATE, "site.toml"))
+    assert (keep.kind, keep.keep, keep.wall_s) == (PolicyKind.KEEP, 1, None)
+    late = policy_of(site(policy='"deadline"', deadline='"2026-12-01T08:00:00Z"'))
+    assert late.deadline_at == 1_796_112_000.0
