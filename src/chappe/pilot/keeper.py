@@ -27,7 +27,7 @@ from chappe.core.faults import reach
 from chappe.link.clock import boottime
 from chappe.link.files import write_atomic
 from chappe.pilot.launch_client import LauncherClient, LauncherGone, start_process
-from chappe.pilot.launch_wire import Events, Key, KillReason, Snapshot, Task
+from chappe.pilot.launch_wire import Bounds, Events, Key, KillReason, Snapshot, Task
 from chappe.pilot.log import LogFile
 from chappe.pilot.procs import children_by_parent, kill_marked, node_of, signal_marked
 from chappe.pilot.scratch import remove, scratch_of, sweep
@@ -231,8 +231,12 @@ class Keeper:
 
     async def _connect(self, path: Path) -> Snapshot:
         client, snapshot = await LauncherClient.connect(path, self._on_events)
+        options = self._session.options
         await client.base_env(
-            self._env, self._directory / "shared.log", environments(self._session)
+            self._env,
+            self._directory / "shared.log",
+            environments(self._session),
+            Bounds(options.file_bytes, options.processes),
         )
         self._client = client
         self._log.info(

@@ -21,8 +21,10 @@ from chappe.core.errors import Unavailable
 from chappe.core.limits import HEAD_GRACE_S
 from chappe.pilot.launch_link import listen
 from chappe.pilot.launch_wire import (
+    NO_BOUNDS,
     Ack,
     BaseEnv,
+    Bounds,
     Environment,
     Events,
     FrameError,
@@ -137,10 +139,11 @@ class LauncherClient(asyncio.Protocol):
         env: Mapping[str, str],
         shared_log: Path | None = None,
         environments: Mapping[str, Environment] | None = None,
+        bounds: Bounds = NO_BOUNDS,
     ) -> None:
         """Say what all tasks share; the first order on a connection. The log is opened at its first use."""
         log = "" if shared_log is None else str(shared_log)
-        await self._send(BaseEnv(dict(env), log, dict(environments or {})))
+        await self._send(BaseEnv(dict(env), log, dict(environments or {}), bounds))
 
     async def start(self, tasks: Sequence[Task]) -> None:
         """Start these. A task too large for a frame raises FrameError, and those before it are ordered."""

@@ -39,6 +39,7 @@ _GIVE_UP_S = 10.0
 OUT_OF_MEMORY: KillReason = "memory"
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """How a process ends that was killed, and a shell or launcher whose child was."""
+_TOO_LARGE = (-signal.SIGXFSZ, 128 + signal.SIGXFSZ)
 
 
 class Runs:
@@ -291,6 +292,9 @@ class Runs:
         if killed and run.reason is None and self._oom.another():
             run.end(OUT_OF_MEMORY)
             run.note = "killed by the kernel: its cgroup had no memory left"
+        if os.waitstatus_to_exitcode(status) in _TOO_LARGE and self.spawner.bounds.file_bytes:
+            most = self.spawner.bounds.file_bytes
+            run.note = run.note or f"a file of it would have grown beyond {most} bytes (file_bytes)"
         failed = run.reason is not None or status != 0
         run.command = CommandEnd(
             os.waitstatus_to_exitcode(status),

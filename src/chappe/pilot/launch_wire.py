@@ -180,12 +180,24 @@ class Task(msgspec.Struct, array_like=True, gc=False):
         return (self.job, self.epoch)
 
 
+class Bounds(msgspec.Struct, frozen=True, array_like=True):
+    """What the kernel holds each process to (see setrlimit(2)): the size of a file, and how many processes
+    and threads its account has on the node. 0: no bound."""
+
+    file_bytes: int = 0
+    processes: int = 0
+
+
+NO_BOUNDS = Bounds()
+
+
 class BaseEnv(msgspec.Struct, frozen=True, array_like=True, tag="base_env"):
     """What all tasks of the session share; sent first on each connection."""
 
     env: dict[str, str]
     shared_log: str = ""
     environments: dict[str, Environment] = {}
+    bounds: Bounds = NO_BOUNDS
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):

@@ -55,7 +55,8 @@ class Options(msgspec.Struct, frozen=True):
     the Site's own command that starts the ranks of a Job, with a host file of a `host_line` for each node.
     `umask` is that of Jobs, and of the directories made for them. With `hold_memory` a Job that uses more
     than it asked for is killed. `urgent_cores` of each node are kept for Jobs of a priority of
-    `urgent_priority` or more.
+    `urgent_priority` or more. No file of a Job grows beyond `file_bytes`, and none starts a process while
+    the account has `processes` of them on the node (0: no bound).
     """
 
     cores: Annotated[int, Meta(ge=0, le=limits.CORES_MAX)] = 0
@@ -74,6 +75,8 @@ class Options(msgspec.Struct, frozen=True):
     hold_memory: bool = False
     urgent_cores: Annotated[int, Meta(ge=0, le=limits.CORES_MAX)] = 0
     urgent_priority: Annotated[int, Meta(ge=-limits.PRIORITY_ABS, le=limits.PRIORITY_ABS)] = 100
+    file_bytes: Annotated[int, Meta(ge=0)] = 0
+    processes: Annotated[int, Meta(ge=0)] = 0
 
 
 class Session(HidesToken, msgspec.Struct, frozen=True):

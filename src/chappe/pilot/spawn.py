@@ -3,7 +3,8 @@
 `os.posix_spawn` (vfork and exec inside libc) and not `subprocess.Popen` (vfork too): 77 µs against 110 µs of
 the launcher's CPU per /bin/true with a directory, an environment, a session of its own and an open log.
 What posix_spawn cannot set in the child is set here before it and inherited, which is sound because the
-launcher has one thread: the working directory (every path from the head is absolute) and the affinity.
+launcher has one thread: the working directory (every path from the head is absolute), the affinity, and the
+resource limits, which are the launcher's own again afterwards.
 Descriptors need no closing: Python opens all of them close-on-exec, and the launcher marks those that it
 inherited. Popen stays as the way for interpreters built against a libc without POSIX_SPAWN_SETSID.
 
@@ -14,13 +15,15 @@ mask set from outside, after the start, would come too late for the OpenMP runti
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import stat
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 
 from chappe.core import limits
 from chappe.core.errors import ChappeError
-from chappe.pilot.launch_wire import BaseEnv, Task
+from chappe.pilot.launch_wire import NO_BOUNDS, BaseEnv, Bounds, Task
 
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them; programs expect them
 # O_NONBLOCK changes nothing for a file; it makes a FIFO that a job put there an error, not a wait for ever.
@@ -44,6 +47,7 @@ class Spawner:
         self.shared_log = ""
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._shared_fd = -1
+        self.bounds = NO_BOUNDS
         self._home = os.sched_getaffinity(0)
         self._placed: list[int] = []
         self._has_setsid = True
@@ -51,6 +55,7 @@ class Spawner:
     def set_base(self, base: BaseEnv) -> None:
         """Take the environment and the shared log that all tasks have in common."""
         self._base = base.env
+        self.bounds = base.bounds
         if base.shared_log != self.shared_log and self._shared_fd >= 0:
             os.close(self._shared_fd)
             self._shared_fd = -1
@@ -118,8 +123,12 @@ class Spawner:
         err: int,
         stdin: int | None = None,
     ) -> int:
-        if stdin is None:
-            stdin = self._null
+        with _bounded(self.bounds):
+            return self._exec(program, argv, env, out, err, self._null if stdin is None else stdin)
+
+    def _exec(
+        self, program: str, argv: list[str], env: dict[str, str], out: int, err: int, stdin: int
+    ) -> int:
         if self._has_setsid:
             actions = [
                 (os.POSIX_SPAWN_DUP2, stdin, 0),
@@ -160,6 +169,26 @@ class Spawner:
         if self._shared_fd < 0:
             self._shared_fd = _open_log(self.shared_log, [], 0o600)
         return self._shared_fd
+
+
+@contextmanager
+def _bounded(bounds: Bounds) -> Generator[None]:
+    """These soft limits, for as long as a process is being started."""
+    before = []
+    try:
+        for which, most in (
+            (resource.RLIMIT_FSIZE, bounds.file_bytes),
+            (resource.RLIMIT_NPROC, bounds.processes),
+        ):
+            if most:
+                soft, hard = resource.getrlimit(which)
+                before.append((which, soft, hard))
+                under = most if soft == resource.RLIM_INFINITY else min(most, soft)
+                resource.setrlimit(which, (under, hard))
+        yield
+    finally:
+        for which, soft, hard in before:
+            resource.setrlimit(which, (soft, hard))
 
 
 def read_tail(task: Task) -> str:

@@ -159,6 +159,22 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "The processes of such Jobs are looked at a few times a second."
         ),
     ] = True
+    file_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="No file of a Job grows beyond so many bytes, its output included: who tries gets "
+            "SIGXFSZ. It counts for each file. 0: no bound.",
+        ),
+    ] = 0
+    processes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="A Job starts no process or thread while this account has so many on the node, "
+            "whichever Jobs' they are. Root is not bound by it. 0: no bound.",
+        ),
+    ] = 0
     slots: Annotated[
         int, Meta(ge=0, le=100_000, description="Jobs a pilot may run at once. 0: one per core.")
     ] = 0

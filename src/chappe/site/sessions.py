@@ -85,6 +85,8 @@ def write_session(
             "cores": intent.cores or pilot.cores,
             "mem_bytes": pilot.mem_bytes,
             "hold_memory": pilot.hold_memory,
+            "file_bytes": pilot.file_bytes,
+            "processes": pilot.processes,
             "slots": pilot.slots,
             "idle_s": pilot.idle_s if idle_s is None else idle_s,
             "drain_s": pilot.drain_s,
