@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -22,6 +22,7 @@ from chappe.core.errors import Invalid
 from chappe.core.policy import Policy, QueueRule, check_policy
 from chappe.link.functions import FunctionEnvironment, FunctionRules, check_rules
 from chappe.site.config_lines import line_of, split_error
+from chappe.site.config_text import commented, documented
 from chappe.site.elastic_config import ElasticConfig, check_elastic
 
 FILE = "site.toml"
@@ -505,95 +506,14 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
 }
 
 
-_EXAMPLES = {
-    "env": '{ NAME = "value" }',
-    "named": "{ licence = 4 }",
-    "accounts": "{ physics = 500.0 }",
-    "queues": "{ debug = { nodes_max = 2, wall_s_max = 1800.0 } }",
-}
-"""What a table may look like."""
-
-
 def render(given: Mapping[str, Mapping[str, str | bool]]) -> str:
     """A commented site.toml in which `given` (section → key → value) is set and all else is a comment."""
-    lines = [
-        "# The Site's settings. A line that starts with `#` and a key shows a default; to change it,",
-        "# take the `#` away. The agent and new pilots read this file when they start.",
-    ]
-    for section, struct in _SECTIONS.items():
-        lines += ["", f"# {_first_line(struct)}", f"[{section}]"]
-        for key, default, help_text in _fields(struct):
-            lines += [f"# {part}" for part in _wrap(help_text)]
-            value = given.get(section, {}).get(key)
-            if value is not None:
-                lines.append(f"{key} = {_toml(value)}")
-            else:
-                lines += _commented(section, key, default)
-    return "\n".join(lines) + "\n"
+    return commented(_SECTIONS, given)
 
 
 def reference() -> str:
     """The reference of site.toml in Markdown."""
-    lines = ["# site.toml", "", "Errors name the file and the line; unknown keys are errors.", ""]
-    for section, struct in (_SECTIONS | _TABLES).items():
-        lines += [f"## [{section}]", "", _first_line(struct), ""]
-        lines += ["| key | default | meaning |", "|---|---|---|"]
-        for key, default, help_text in _fields(struct):
-            shown = "required" if default is None else f"`{_toml(default)}`"
-            lines.append(f"| `{key}` | {shown} | {help_text} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _commented(section: str, key: str, default: object) -> list[str]:
-    """A key with its default, as comments; the tables of environments with all they may say."""
-    if key == "environments":
-        rows = _fields(FunctionEnvironment)
-        table = [f"# [{section}.environments.default]"]
-        return table + [line for name, value, _ in rows for line in _commented("", name, value)]
-    shown = _EXAMPLES[key] if default == {} else _toml(default)
-    return [f"# {key} = {shown}"]
-
-
-def _fields(struct: type[msgspec.Struct]) -> list[tuple[str, Any, str]]:
-    """(key, default or None, description) of each field."""
-    hints = get_type_hints(struct, include_extras=True)
-    rows = []
-    for field in msgspec.structs.fields(struct):
-        default = field.default
-        if field.default_factory is not msgspec.NODEFAULT:
-            default = field.default_factory()
-        meta: Meta = hints[field.name].__metadata__[0]
-        rows.append(
-            (field.name, None if default is msgspec.NODEFAULT else default, meta.description or "")
-        )
-    return rows
-
-
-def _first_line(struct: type[msgspec.Struct]) -> str:
-    return (struct.__doc__ or "").splitlines()[0]
-
-
-def _wrap(text: str) -> list[str]:
-    words, lines = text.split(), [""]
-    for word in words:
-        if len(lines[-1]) + len(word) > 96:
-            lines.append("")
-        lines[-1] += word + " "
-    return [line.rstrip() for line in lines]
-
-
-def _toml(value: object) -> str:
-    """`value` (text, number, or empty table) in TOML."""
-    if isinstance(value, str):
-        return msgspec.json.encode(value).decode()
-    if isinstance(value, float) and value == int(value):
-        return f"{value:.1f}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return msgspec.json.encode(value).decode()
-    return "{}" if value == {} else str(value)
+    return documented(_SECTIONS | _TABLES)
 
 
 TEMPLATE = render(
