@@ -112,7 +112,11 @@ def test_intents_beyond_reason_start_nothing_else(quiet: Victim) -> None:
         {"cores": 10**15},
         {"wall_s": -1.0},
         {"wall_s": 1e308},
-        {"options": {"#SBATCH": "--uid=0", "x": "\n#LOCAL mark A=B"}},
+        {"queue": "x\n#SBATCH --uid=0"},
+        {"account": "\n#LOCAL mark A=B"},
+        {"constraint": "a\n#LOCAL mark A=B"},
+        {"job_extra_directives": ("--uid=0\n#SBATCH --x", "\n#LOCAL mark A=B")},
+        {"job_extra_directives": ("mark A=B",)},
     ]
     for intent in intents:
         order = plain_order(**intent)

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from chappe.core import limits
+from chappe.core.hidden import HidesToken
 from chappe.core.jobs import AppRef, JobSpec
 from chappe.core.shapes import Capacity
 from chappe.link.clock import new_id
@@ -55,7 +56,7 @@ _AT_ONCE = 16
 """Sites that are made at a time."""
 
 
-class Settings(msgspec.Struct, frozen=True):
+class Settings(HidesToken, msgspec.Struct, frozen=True):
     """Where the Hub is, and what to be: `sites` of so many `sessions`, that sync every `sync_s`."""
 
     url: str
