@@ -1,4 +1,4 @@
-"""Free nodes, read from what Slurm 22.05.8 printed on a cluster of four nodes (2026-11-20)."""
+"""Free nodes: what Slurm 22.05.8 printed on a cluster of four nodes (2026-11-20), and what PBS is said to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chappe.core.elastic import Window
 from chappe.core.errors import Invalid
 from chappe.core.policy import Policy
 from chappe.site.calls import Calls
-from chappe.site.schedulers.windows import SlurmWindows
+from chappe.site.schedulers.windows import PbsWindows, SlurmWindows
 from chappe.site.wakeup import Wakeups
 from chappe.site.windows import follow_windows
 
@@ -70,6 +70,44 @@ def test_garbage_is_refused_and_nothing_free_is_nothing() -> None:
             read(wrong, "")
         with pytest.raises(Invalid):
             read(NODES, wrong.replace("|c", "|c|d"))
+
+
+#: Synthetic, after the manuals of OpenPBS 23 and Torque 6.
+PBS = """\
+n1
+     Mom = n1.example
+     state = free
+     pcpus = 8
+     resources_available.ncpus = 8
+     resources_assigned.ncpus = 0
+
+n2
+     Mom = n2.example
+     state = free
+     jobs = 17.pbs/0
+     resources_assigned.ncpus = 4
+
+n3
+     Mom = n3.example
+     state = down,offline
+
+n4
+     state = free
+     queue = debug
+     np = 8
+     status = rectime=1,ncpus=8,state=free
+"""
+
+
+def test_free_nodes_of_pbs_are_those_without_jobs() -> None:
+    def read(*queues: str) -> list[Window]:
+        return PbsWindows().parse([PBS], queues, NOW)
+
+    assert read("") == [Window(1, None, "")]
+    assert read("", "debug") == [Window(1, None, ""), Window(1, None, "debug")]
+    assert PbsWindows().parse([""], ("",), NOW) == []
+    with pytest.raises(Invalid):
+        PbsWindows().parse(["pbsnodes: cannot connect\n  to server\n"], ("",), NOW)
 
 
 class Listener:

@@ -129,7 +129,10 @@ def test_a_site_whose_agent_was_never_seen(rig: StoreRig) -> None:
 
 def test_a_site_without_pilots(rig: StoreRig, site: SiteRig) -> None:
     job = submitted(site)
-    assert reason(rig, job) == ("no pilot runs at paris, and none is asked for: create a batch job")
+    assert reason(rig, job) == (
+        "no pilot runs at paris, and none is asked for: create a batch job, or look in the site's "
+        "directory why its agent asks for none (`chappe batch-job plan`)"
+    )
     first = site.add_batch_job()
     site.add_batch_job()
     site.sync(BatchJobReport(first, "submitted"))

@@ -144,7 +144,7 @@ def check_elastic(config: ElasticConfig, scheduler: str) -> None:
     """What types cannot say. Raises Invalid naming the field."""
     if config.policy is PolicyKind.BACKFILL and scheduler not in READERS:
         raise Invalid(
-            f"free nodes are known only of {', '.join(READERS)}: choose `fit`",
+            f"free nodes are known only with {', '.join(READERS)}: choose `fit`",
             field="elastic.policy",
         )
     if config.deadline_at is None and config.policy is PolicyKind.DEADLINE:

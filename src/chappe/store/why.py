@@ -256,4 +256,7 @@ def _no_pilot(conn: Connection, p: Principal, site: SiteView, now: float) -> str
         return (
             f"no pilot runs at {site.name}: {len(queued)} allocations are waiting for the scheduler"
         )
-    return f"no pilot runs at {site.name}, and none is asked for: create a batch job"
+    return (
+        f"no pilot runs at {site.name}, and none is asked for: create a batch job, or look in the site's "
+        "directory why its agent asks for none (`chappe batch-job plan`)"
+    )

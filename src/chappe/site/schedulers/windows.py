@@ -7,7 +7,7 @@ printed. It is asked only while Jobs wait under that policy.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from chappe.core.elastic import Window
@@ -87,6 +87,45 @@ class SlurmWindows:
         ]
 
 
+class PbsWindows:
+    """`pbsnodes` tells which nodes are free, of PBS and of Torque; until when, neither says. So what is asked
+    for may have to wait after all. Not verified on a real system: the fixtures follow the manuals.
+    """
+
+    def commands(self) -> list[list[str]]:
+        """All nodes with their attributes."""
+        return [["pbsnodes", "-a"]]
+
+    def parse(self, outputs: Sequence[str], queues: Sequence[str], now: float) -> list[Window]:
+        """See WindowReader. A node that is bound to a queue counts for that alone, another for the first."""
+        free: dict[str, int] = {}
+        for node in _nodes(outputs[0]):
+            queue = node.get("queue", queues[0])
+            busy = node.get("jobs") or node.get("resources_assigned.ncpus", "0") != "0"
+            if node.get("state") == "free" and not busy and queue in queues:
+                free[queue] = free.get(queue, 0) + 1
+        return [Window(count, None, queue) for queue, count in free.items()]
+
+
+def _nodes(text: str) -> Iterator[dict[str, str]]:
+    """The attributes of each node: its name stands alone, they follow indented."""
+    node: dict[str, str] | None = None
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        if not line[0].isspace():
+            if node is not None:
+                yield node
+            node = {}
+            continue
+        key, mark, value = line.partition(" = ")
+        if node is None or not mark:
+            raise Invalid(f"this is not what was asked for: {line[:100]!r}")
+        node[key.strip()] = value.strip()
+    if node is not None:
+        yield node
+
+
 def _windows(
     free: int, limit_s: float, queue: str, plans: Sequence[_Plan], now: float
 ) -> list[Window]:
@@ -132,5 +171,9 @@ def _seconds(limit: str) -> float:
     return seconds + 86_400 * (int(days) if days.isdecimal() else 0)
 
 
-READERS: dict[str, WindowReader] = {"slurm": SlurmWindows()}
+READERS: dict[str, WindowReader] = {
+    "slurm": SlurmWindows(),
+    "pbs": PbsWindows(),
+    "torque": PbsWindows(),
+}
 """By kind of scheduler; of others free nodes are not known."""
