@@ -42,6 +42,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "job": "cancel count hold logs ls release result retry rm show stats submit update watch",
         "session": "end ls",
         "site": "accept check init key keys ls policy rm start status stop token",
+        "site service": "install remove show",
         "token": "ls new revoke",
         "user": "add disable enable invite ls",
         "project": "create ls",

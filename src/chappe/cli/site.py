@@ -38,20 +38,37 @@ def command() -> None:
     metavar="KEY",
     help="Trust this public key (chappe doctor shows it) instead of the one on this machine.",
 )
+@click.option(
+    "--platform",
+    is_flag=True,
+    help="Look at this machine: write its scheduler, partitions and limits into site.toml.",
+)
 @with_output
-def init(out: Out, directory: Path, name: str | None, trust: str | None) -> None:
-    """Make DIRECTORY a site of the hub. It trusts your key, and runs what that key has signed."""
+def init(out: Out, directory: Path, name: str | None, trust: str | None, platform: bool) -> None:
+    """Make DIRECTORY a site of the hub. It trusts your key, and runs what that key has signed.
+
+    With --platform site.toml says what was found: scheduler, partitions and their limits, interfaces,
+    modules, shared file systems. Look it over before you start the agent.
+    """
     from chappe.site.init import HubAccess, init_site  # here: `--help` does without them
 
     with out.client() as client:
         access = HubAccess(client.settings.url, client.settings.token, client.settings.ca_file)
         key = trust or client.public_key()
         called = name or re.sub(r"[^A-Za-z0-9_.-]", "-", directory.resolve().name)
-        made = init_site(directory, called, access, key, comment=getpass.getuser())
+        found = None
+        if platform:
+            from chappe.site import machine_probe  # here: others do without it
+
+            found = machine_probe.look()
+        made = init_site(directory, called, access, key, comment=getpass.getuser(), machine=found)
         client.know_site(made.id, made.key)
 
     def words() -> None:
         out.say(f"{made.directory} is the site {made.name!r}; it trusts {key}")
+        if found is not None:
+            here = f"{found.kind or 'no scheduler'}, {len(found.partitions)} partitions"
+            out.say(f"  found: {here}; look over {made.directory}/site.toml")
         out.say(f"  what can be run is described in {made.directory}/apps/*.toml (see hello.toml)")
         out.say(f"  next: chappe site start {directory}")
 

@@ -21,8 +21,10 @@ from chappe.link.clock import new_id
 from chappe.link.files import write_atomic
 from chappe.link.http import HubClient
 from chappe.link.keys import load_or_create
-from chappe.site.config import load, render
+from chappe.site.config import load, parse, render
+from chappe.site.machine import Machine, written
 from chappe.site.paths import SitePaths
+from chappe.site.schedulers import KINDS
 from chappe.wire.sites import NewSite, NewSiteReply
 
 CA_FILE = "hub-ca.pem"
@@ -93,9 +95,11 @@ def init_site(
     comment: str = "",
     *,
     functions: bool = False,
+    machine: Machine | None = None,
 ) -> NewSiteMade:
     """Make `directory` the Site `name`, which trusts `public_key` (base64 of an Ed25519 key); `functions`:
-    whether it runs Python functions that this key signed.
+    whether it runs Python functions that this key signed. What was found of the `machine` is written
+    into site.toml.
 
     Raises DirectoryInUse, Invalid (name, key, url), the Hub's errors (a name that is taken is a Conflict),
     OSError. After any of them it can be run again.
@@ -127,7 +131,11 @@ def init_site(
         # A copy: the Site must work where the user's own files are not.
         write_atomic(paths.root / CA_FILE, Path(hub.ca_file).read_bytes(), 0o644)
         settings["hub"]["ca_file"] = CA_FILE
-    write_atomic(paths.config, render(settings).encode(), 0o644)
+    text = render(settings)
+    if machine is not None:
+        text = written(text, machine, KINDS)
+        parse(text, str(paths.config))  # what is written must be what the agent reads
+    write_atomic(paths.config, text.encode(), 0o644)
     paths.init_record.unlink()
     return NewSiteMade(str(paths.root), reply.id, reply.name, reply.project, key.public_b64)
 
