@@ -270,9 +270,11 @@ async def commanded(site: RealSite, ssh: str, **options: object) -> Pilot:
     return pilot
 
 
+ONCE = '[ -e "$0.once" ] && exit 1; touch "$0.once"; shift; exec "$@"'
+
+
 async def test_a_node_that_cannot_be_reached_again_is_lost_in_time(site: RealSite) -> None:
-    once = '[ -e "$0.once" ] && exit 1; touch "$0.once"; shift; exec "$@"'
-    pilot = await commanded(site, once, head_grace_s=4.0)
+    pilot = await commanded(site, ONCE, head_grace_s=4.0)
     await until(lambda: pilot.logged("hand.joined"), "the hand joins")
     jobs = await running(site, 2, retries=Retries(max=0))
     kill_all(pilot, "other")
@@ -287,6 +289,59 @@ async def test_a_node_that_cannot_be_reached_again_is_lost_in_time(site: RealSit
     (wide,) = await site.submit([site.dir.spec("sh", text="echo", resources=Resources(nodes=2))])
     why = await site.user.request("GET", f"/v1/jobs/{wide}/why", reply=Why)
     assert (await site.job(wide)).state == "PREPROCESSED", why
+
+
+async def test_a_head_that_is_started_again_goes_on_without_a_dead_node(site: RealSite) -> None:
+    """The node died while there was no head. What ran there is held, until it is certain that it is over."""
+    pilot = await commanded(site, ONCE, head_grace_s=3000.0)
+    await until(lambda: pilot.logged("hand.joined"), "the hand joins")
+    jobs = await running(site, 2)
+    await pilot.kill9()
+    kill_all(pilot, "other")
+    await pilot.start()
+    await until(lambda: pilot.logged("adopted"), "the head goes on")
+    assert pilot.logged("adopted")[0]["sought"] == 1
+    go(site)
+    assert (await site.reaches(jobs[os.uname().nodename], "JOB_FINISHED")).attempt == 1
+    (more,) = await site.submit([site.dir.spec("true")])
+    await site.reaches(more, "JOB_FINISHED")
+    assert (await site.job(jobs["other"])).state == "RUNNING"
+
+
+async def test_what_was_sought_on_a_node_that_is_lost_runs_elsewhere(site: RealSite) -> None:
+    pilot = await commanded(site, ONCE, head_grace_s=4.0)
+    await until(lambda: pilot.logged("hand.joined"), "the hand joins")
+    jobs = await running(site, 2)
+    await pilot.kill9()
+    kill_all(pilot, "other")
+    await pilot.start()
+    await until(lambda: pilot.logged("node.lost"), "the node is lost")
+    assert pilot.logged("adopted")[0]["sought"] == 1
+    go(site)
+    for node, ident in jobs.items():
+        view = await site.reaches(ident, "JOB_FINISHED")
+        assert view.attempt == (2 if node == "other" else 1)
+
+
+async def test_what_was_sought_on_a_node_that_comes_late_has_gone_on(site: RealSite) -> None:
+    pilot = await several(site, nodes=2, head_grace_s=3000.0)
+    jobs = await running(site, 2)
+    hand = processes(pilot, "chappe.pilot.hand")["n1"]
+    os.kill(hand, signal.SIGSTOP)
+    try:
+        await pilot.kill9()
+        await pilot.start()
+        await until(lambda: pilot.logged("adopted"), "the head goes on")
+        assert pilot.logged("adopted")[0]["sought"] == 1
+    finally:
+        os.kill(hand, signal.SIGCONT)
+    await until(lambda: len(pilot.logged("hand.joined")) == 2, "the hand is back")
+    # Its room is taken: what comes now waits for one of the two.
+    late = site.dir.spec("sh", text="[ -e ../../../go ]", retries=Retries(max=0))
+    (more,) = await site.submit([late])
+    go(site)
+    for ident in (*jobs.values(), more):
+        assert (await site.reaches(ident, "JOB_FINISHED")).attempt == 1
 
 
 async def test_a_hand_that_does_not_come_up_is_tried_again_for_as_long_as_it_takes(

@@ -8,8 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from chappe.link.clock import new_id
 from chappe.pilot import hand_wire
+from chappe.pilot import hands as hands_module
 from chappe.pilot.hand_wire import Hello
 from chappe.pilot.hands import Hands
 from chappe.pilot.hosts import Emulated
@@ -59,6 +62,17 @@ async def test_a_node_with_a_launcher_is(tmp_path: Path) -> None:
         done, _ = await asyncio.wait([waiting], timeout=0.1)
         assert not done
         waiting.cancel()
+        assert hands.missing() == {"n2"}
+
+
+async def test_a_node_that_stays_away_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hands_module, "KNOWN_S", 0.05)
+    place_file(tmp_path, "n2").touch()
+    async with opened(tmp_path) as hands, asyncio.timeout(30):
+        await hands.all_known()
+        assert hands.missing() == {"n2"}
 
 
 async def test_the_certificate_is_made_once_and_is_private(tmp_path: Path) -> None:

@@ -47,10 +47,16 @@ class Adoption:
         self._log = log
 
     async def adopt(
-        self, recovered: Recovered, snapshot: Snapshot | None, *, sure: bool = True
+        self,
+        recovered: Recovered,
+        snapshot: Snapshot | None,
+        *,
+        sure: bool = True,
+        missing: bool = False,
     ) -> None:
         """Take over; `snapshot` is None when the launcher was gone. It is not `sure` when some of several
-        launchers may be gone. Raises LedgerUnavailable."""
+        launchers may be gone. Where nodes are `missing`, what nobody knows of may run there: it is kept until
+        they are heard, or lost (`reunion`). Raises LedgerUnavailable."""
         asked = unclear(recovered, snapshot)
         claimed = await self._disk(self._claimed, asked, recovered.requests)
         made = plan(recovered, snapshot, claimed, sure=sure)
@@ -70,8 +76,11 @@ class Adoption:
             if h.key in ended:
                 self._works.ended(ended[h.key], boottime())
         for grant in made.lost:
-            self._holdings.adopt(Holding(grant, -inf, 0), Phase.HANDED)
-        if made.lost:
+            h = await self._begun(grant) if missing else Holding(grant, -inf, 0)
+            self._holdings.adopt(h, Phase.HANDED)
+        if missing:
+            self._keeper.seek((grant.job, grant.epoch) for grant in made.lost)
+        elif made.lost:
             self._works.lost("it ended with its head")
         if made.strays:
             self._keeper.ack(made.strays)
@@ -80,7 +89,8 @@ class Adoption:
             "adopted",
             running=len(made.running),
             ended=len(made.ended) + len(made.over),
-            lost=len(made.lost),
+            lost=0 if missing else len(made.lost),
+            sought=len(made.lost) if missing else 0,
             startable=len(made.startable),
         )
 

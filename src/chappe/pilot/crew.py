@@ -27,6 +27,9 @@ from chappe.pilot.launch_wire import (
     Withdraw,
 )
 
+UNHEARD = "?"
+"""Stands for the node of what a former head had started on some node that was not heard since."""
+
 _TASKS_PER_FRAME = 64
 """A task may hold 128 kB of arguments and environment, and a frame 8 MiB."""
 
@@ -129,6 +132,10 @@ class Crew:
     def where(self, key: Key) -> str:
         """The name of the node where this is."""
         return self._where.get(key, self._own)
+
+    def seek(self, keys: Iterable[Key]) -> None:
+        """These are on a node that was not heard yet, if anywhere: orders for them are dropped until then."""
+        self._where.update((key, UNHEARD) for key in keys)
 
     def forget(self, key: Key) -> None:
         """Nothing is left of this run, nor of the launcher that would have told."""

@@ -30,6 +30,8 @@ from chappe.pilot.session import Session
 
 KEEP_EVERY_S = 5.0
 SILENCE_S = 30.0
+KNOWN_S = 10.0
+"""So long a head that was started again waits to hear from all nodes before it goes on with those it has."""
 LOST_MARGIN_S = 10.0
 """From the time that a launcher was allowed to the time when nothing is left: TERM, KILL, and some more."""
 
@@ -135,11 +137,18 @@ class Hands:
                 task.cancel()
 
     async def all_known(self) -> None:
-        """Wait until each node that may have Jobs is there, or lost."""
-        for remote in self._remotes.values():
-            while remote.writer is None and not remote.lost and remote.keep_until is not None:
-                remote.changed.clear()
-                await remote.changed.wait()
+        """Wait until each node that may have Jobs is there, or lost; but not for long, for a node that died
+        with the head before us is lost only when all that it may have been allowed has passed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(KNOWN_S):
+                for remote in self._remotes.values():
+                    while _is_missing(remote):
+                        remote.changed.clear()
+                        await remote.changed.wait()
+
+    def missing(self) -> set[str]:
+        """The nodes that may have Jobs, and are neither there nor lost."""
+        return {remote.name for remote in self._remotes.values() if _is_missing(remote)}
 
     def send(self, node: str, frame: HeadFrame) -> bool:
         """Give an order; False when the hand is out of reach."""
@@ -323,6 +332,10 @@ class Hands:
         self._keep(remote)
         self._listener.joined(hello, snapshot, same=same)
         remote.changed.set()
+
+
+def _is_missing(remote: _Remote) -> bool:
+    return remote.writer is None and not remote.lost and remote.keep_until is not None
 
 
 def together(parts: list[Snapshot]) -> Snapshot:

@@ -383,11 +383,12 @@ class Head:
         return task
 
     async def _begin(self) -> list[asyncio.Task[None]]:
-        """Take over what there is. Returned is what goes on already."""
+        """Take over what there is, as far as it can be heard. Returned is what goes on already."""
         recovered = self._journal.recover()
         snapshot = await self._keeper.open()
         hands = [] if self._hands is None else [await self._open_hands(self._hands)]
-        others = list(self._reunion.snapshots.values())
+        missing = set() if self._hands is None else self._hands.missing()
+        others = [s for node, s in self._reunion.snapshots.items() if node not in missing]
         if others:
             nothing = Snapshot(self._session.session, 0, [], [], [], more=False)
             snapshot = together([snapshot or nothing, *others])
@@ -403,11 +404,12 @@ class Head:
                 disk=self._disk,
                 log=self._log,
             )
-            await adoption.adopt(recovered, snapshot, sure=self._hands is None)
+            sure = self._hands is None
+            await adoption.adopt(recovered, snapshot, sure=sure, missing=bool(missing))
         early, self._early = self._early or [], None
         for events in early:
             self._works.hear(events)
-        self._reunion.adopted()
+        self._reunion.adopted(missing)
         self._lifetime.busy(len(self._holdings) > 0, boottime())
         if self._lifetime.draining:
             self._works.drain()

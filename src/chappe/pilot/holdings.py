@@ -419,6 +419,14 @@ class Holdings:
 
     # --- after a restart
 
+    def take_room(self, h: Holding, places: Sequence[Place], began_at: float | None = None) -> None:
+        """Count the room of what was found running at `places` since `began_at` (CLOCK_BOOTTIME)."""
+        ends_at = limit_at = inf
+        if began_at is not None:
+            ends_at = began_at + (inf if h.time_s is None else h.time_s)
+            limit_at = began_at + h.limit_s
+        h.slot = self.placement.occupy(h.need, places, ends_at, limit_at)
+
     def adopt(
         self,
         h: Holding,
@@ -434,11 +442,7 @@ class Holdings:
         self._classed(h)
         h.claim()
         if phase is Phase.RUNNING:
-            ends_at = limit_at = inf
-            if began_at is not None:
-                ends_at = began_at + (inf if h.time_s is None else h.time_s)
-                limit_at = began_at + h.limit_s
-            h.slot = self.placement.occupy(h.need, places, ends_at, limit_at)
+            self.take_room(h, places, began_at)
         h.phase, h.started_at = phase, started_at
         self._held[h.job] = h
         if h.takeover_s is not None:

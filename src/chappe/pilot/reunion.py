@@ -4,19 +4,25 @@ While a node is cut off its Jobs go on, and nothing more is placed there. When i
 snapshot of its launcher says what became of each. What it does not know was never started, if it is the
 launcher that was there before; with another launcher it ended when that one died. On a node that is lost
 everything has ended. Both are told as `node_lost`, and the Job may be started elsewhere.
+
+A head that was started again does not wait long for nodes: what a former head had started, and none of the
+nodes that are there knows, is sought on those that are missing, until each of them has joined or is lost.
 """
 
 from __future__ import annotations
+
+from collections.abc import Set
 
 from structlog.types import FilteringBoundLogger
 
 from chappe.core.leases import Reason
 from chappe.link.clock import boottime, now
-from chappe.pilot.crew import Crew
+from chappe.pilot import places
+from chappe.pilot.crew import UNHEARD, Crew
 from chappe.pilot.hand_wire import Hello
 from chappe.pilot.holding import Holding, Phase
 from chappe.pilot.holdings import Holdings
-from chappe.pilot.launch_wire import Events, KillReason, Refused, Snapshot
+from chappe.pilot.launch_wire import Events, KillReason, Refused, Snapshot, Started
 from chappe.pilot.nodes import Node
 from chappe.pilot.works import Works
 
@@ -37,10 +43,20 @@ class Reunion:
         self._early: dict[str, list[Events]] | None = {}
         self.snapshots: dict[str, Snapshot] = {}
         """What the nodes said when they first joined."""
+        self._missing: set[str] = set()
+        self._lost_early: dict[str, str] = {}
 
-    def adopted(self) -> None:
-        """All that was found running has its place: from now on, events mean what they say."""
+    def adopted(self, missing: Set[str] = frozenset()) -> None:
+        """All that was found running has its place: from now on, events mean what they say. What may run on
+        nodes that were `missing` is sought there."""
         early, self._early = self._early or {}, None
+        self._missing = set(missing)
+        for node in self._missing & set(self.snapshots):
+            self._crew.found(node, self.snapshots[node])
+            self._settle(node, self.snapshots[node], same=False)
+            self._heard_of(node)
+        for node, cause in self._lost_early.items():
+            self.lost(node, cause)
         for node, several in early.items():
             for events in several:
                 self.heard(node, events)
@@ -57,8 +73,10 @@ class Reunion:
         self._crew.found(hello.node, snapshot)
         if self._early is None:
             self._settle(hello.node, snapshot, same=same)
+            self._heard_of(hello.node)
         else:
             self._early[hello.node] = []
+            self._lost_early.pop(hello.node, None)
             self.snapshots[hello.node] = snapshot
         self._works.wake()
 
@@ -78,7 +96,8 @@ class Reunion:
     def lost(self, node: str, cause: str) -> None:
         """Nothing that was started on this node is left."""
         if self._early is not None:
-            return  # what nobody knows of will be found lost
+            self._lost_early[node] = cause
+            return
         message = f"node {node} was lost: {cause}"
         lost = 0
         for h in list(self._holdings.all()):
@@ -93,10 +112,22 @@ class Reunion:
                 h.ending = "node_lost"
                 self._crew.kill([h.key], "node_lost", _GRACE_S)
         self._holdings.placement.remove(node)
+        self._heard_of(node)
         self._log.error("jobs.lost", jobs=lost, cause=message)
         self._works.wake()
 
     # --- inside
+
+    def _heard_of(self, node: str) -> None:
+        """A node is there or lost. After the last that was missing, what was found nowhere is lost."""
+        if node not in self._missing:
+            return
+        self._missing.discard(node)
+        if self._missing:
+            return
+        for h in list(self._holdings.all()):
+            if self._crew.where(h.key) == UNHEARD and self._begun(h):
+                self._end(h, f"no node knows of it since its pilot died (the last was {node})")
 
     def _begun(self, h: Holding) -> bool:
         """Whether its launcher has it, and has not told its end."""
@@ -112,6 +143,8 @@ class Reunion:
             if self._crew.where(h.key) != node or not self._begun(h):
                 continue
             if h.key in running:
+                if h.slot is None:
+                    self._find_room(h, running[h.key])
                 self._works.hear(Events([running.pop(h.key)], [], []))
             elif h.key in ended:
                 self._works.ended(ended.pop(h.key), at)
@@ -130,6 +163,10 @@ class Reunion:
         strays = [key for key in running if self._holdings.get(*key) is None]
         if strays:
             self._crew.kill(strays, "cancelled", 0.0)
+
+    def _find_room(self, h: Holding, started: Started) -> None:
+        began_at = boottime() - max(0.0, now() - started.at)
+        self._holdings.take_room(h, places.read(started), began_at)
 
     def _end(self, h: Holding, message: str) -> None:
         self._crew.forget(h.key)
