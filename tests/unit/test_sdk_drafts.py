@@ -45,6 +45,7 @@ EVERY_OPTION: Options = {
     "ranks_per_node": 4,
     "threads_per_rank": 3,
     "named": {"licence": 2},
+    "node_tag": "mpi",
     "warn_s": 20.0,
     "warn_signal": "USR2",
     "wall_s": 60.0,
@@ -70,7 +71,7 @@ def test_every_option_reaches_its_place() -> None:
     assert (t.resources.cores, t.resources.mem_bytes, t.resources.gpus) == (4, 5, 0.5)
     assert (t.resources.nodes, t.resources.ranks) == (2, 8)
     assert (t.resources.ranks_per_node, t.resources.threads_per_rank) == (4, 3)
-    assert t.resources.named == {"licence": 2}
+    assert (t.resources.named, t.resources.node_tag) == ({"licence": 2}, "mpi")
     assert (t.resources.warn_s, t.resources.warn_signal) == (20.0, "USR2")
     assert (t.resources.wall_s, t.resources.estimate_s) == (60.0, 30.0)
     assert (t.retries.max, t.retries.on, t.retries.backoff_s) == (

@@ -165,6 +165,7 @@ def job_options(command: F) -> F:
         click.option("--threads", "threads_per_rank", type=int, help="Threads of a rank."),
         click.option("--ranks", type=int, help="MPI ranks in all (1)."),
         click.option("--nodes", type=int, help="Nodes it needs (1)."),
+        click.option("--node-tag", help="Run on nodes that the owner set apart by this word."),
         click.option("--gpus", type=float, help="GPUs it needs on a node; 0.5: half of one."),
         click.option(
             "--wall", "wall_s", type=duration_s, metavar="TIME", help="Time limit: 90, 30m, 2h."

@@ -57,7 +57,8 @@ class Resources(
     to decide whether a Job still fits before an allocation ends, and to fill the gaps before a large one.
     `gpus` is a whole number, or a share of one GPU in hundredths, below 1. `ranks_per_node` 0: as evenly as
     they go; `threads_per_rank` 0: what the node's cores allow. `named` are countable things of the Site,
-    such as licences.
+    such as licences. With `node_tag` it runs on nodes that the Site's owner has set apart by this word, and
+    without it on no such node.
 
     `warn_s` before its limit, or before the allocation ends, the Job gets `warn_signal`, to write its
     checkpoint. Such a Job may start in an allocation in which it cannot end; when its time runs out it
@@ -76,6 +77,7 @@ class Resources(
     named: dict[str, int] = {}
     warn_s: float | None = None
     warn_signal: str = "USR1"
+    node_tag: str = ""
 
     def __hash__(self) -> int:
         # A table has no hash; equality looks at it, and that is what counts.
@@ -368,6 +370,11 @@ def check_resources(r: Resources) -> None:
     if r.warn_signal not in WARN_SIGNALS:
         raise Invalid(
             f"warn_signal must be one of {', '.join(WARN_SIGNALS)}", field="resources.warn_signal"
+        )
+    if r.node_tag and not _RESOURCE_NAME.fullmatch(r.node_tag):
+        raise Invalid(
+            f"{r.node_tag[:60]!r}: a tag is a letter, then letters, digits and _ . -",
+            field="resources.node_tag",
         )
     _check_named(r.named)
     _check_seconds(r)

@@ -23,7 +23,7 @@ from chappe.core.shapes import Capacity, NodeRoom, Shape, gpu_parts
 class _Rooms:
     """Nodes that are alike, and what is left on each."""
 
-    __slots__ = ("cores", "count", "gpus", "kept", "mem_bytes", "within_s")
+    __slots__ = ("cores", "count", "gpus", "kept", "mem_bytes", "tag", "within_s")
 
     def __init__(self, room: NodeRoom) -> None:
         self.count = room.count
@@ -32,11 +32,14 @@ class _Rooms:
         self.gpus = sorted(room.gpus)
         self.within_s = room.within_s
         self.kept = room.kept
+        self.tag = room.tag
 
     def fits(self, shape: Shape, whole: bool, urgent: bool) -> bool:
         """Whether one of these nodes has room for a node's part of the Job; if it may have the `whole`, of
         what is kept as well."""
         cores = self.cores if whole else self.cores - self.kept
+        if self.tag != shape.node_tag:
+            return False
         if self.count <= 0 or shape.cores > cores or shape.mem_bytes > self.mem_bytes:
             return False
         # What is urgent waits for no large Job.
@@ -71,7 +74,7 @@ class _Rooms:
             gpus[gpus.index(free)] -= parts
         cores, mem = self.cores - shape.cores, self.mem_bytes - shape.mem_bytes
         kept = min(cores, max(0, self.kept - shape.cores) if urgent else self.kept)
-        return NodeRoom(1, cores, mem, tuple(gpus), self.within_s, kept)
+        return NodeRoom(1, cores, mem, tuple(gpus), self.within_s, kept, self.tag)
 
 
 class Room:

@@ -40,13 +40,15 @@ class Shape(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     gpus: float = 0
     named: tuple[tuple[str, int], ...] = ()
     least_s: int = 0
+    node_tag: str = ""
 
 
 class NodeRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`count` nodes (or parts of nodes) that have this much free each, GPUs in hundredths, one by one.
 
     With `within_s` the room is kept for a large Job, and only what ends within so many seconds may use it.
-    `kept` of the cores are for urgent Jobs only (see core.rooms).
+    `kept` of the cores are for urgent Jobs only (see core.rooms). What has a `tag` is for Jobs that ask for
+    it, and for no others.
     """
 
     count: int
@@ -55,6 +57,7 @@ class NodeRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
     gpus: tuple[int, ...] = ()
     within_s: float | None = None
     kept: int = 0
+    tag: str = ""
 
 
 class Capacity(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,7 +70,7 @@ class Capacity(msgspec.Struct, frozen=True, omit_defaults=True):
     number for all does not do: several nodes, GPUs, or room that is kept for a large Job. With `reserve`
     the pilot takes one Job that does not fit yet, and keeps room for it. `named` is all that its Site
     has of countable things, whoever uses them. On each node `urgent_cores` are for Jobs of a priority of
-    `urgent` or more; None: for all.
+    `urgent` or more; None: for all. `tags` says how many of the nodes have which tag.
     """
 
     cores: int
@@ -83,6 +86,7 @@ class Capacity(msgspec.Struct, frozen=True, omit_defaults=True):
     named: dict[str, int] = {}
     urgent: int | None = None
     urgent_cores: int = 0
+    tags: dict[str, int] = {}
 
 
 def shape_of(spec: JobSpec) -> Shape:
@@ -98,6 +102,7 @@ def shape_of(spec: JobSpec) -> Shape:
         gpus=r.gpus,
         named=tuple(sorted(r.named.items())) if r.named else (),
         least_s=0 if r.warn_s is None else round_wall(2 * r.warn_s),
+        node_tag=r.node_tag,
     )
 
 
@@ -120,8 +125,11 @@ def gpu_parts(gpus: float) -> int:
 
 def misfit(shape: Shape, cap: Capacity) -> str | None:
     """Why no Job of this Shape can ever run with a pilot like this, for a person; None when it can."""
-    if shape.nodes > cap.nodes:
-        return f"it needs {shape.nodes} nodes and the pilot has {cap.nodes}"
+    tag = shape.node_tag
+    nodes = cap.tags.get(tag, 0) if tag else cap.nodes - sum(cap.tags.values())
+    if shape.nodes > nodes:
+        kind = f" tagged {tag}" if tag else ""
+        return f"it needs {shape.nodes} nodes{kind} and the pilot has {nodes}"
     if shape.gpus > cap.gpus:
         return f"it needs {shape.gpus:g} GPUs and the pilot has {cap.gpus:g}"
     if shape.cores > cap.node_cores:

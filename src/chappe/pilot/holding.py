@@ -143,7 +143,7 @@ class Holding:
         if r is None:
             return
         check_resources(r)
-        self.need = Need(r.node_cores, r.mem_bytes, gpu_parts(r.gpus), r.nodes)
+        self.need = Need(r.node_cores, r.mem_bytes, gpu_parts(r.gpus), r.nodes, tag=r.node_tag)
         self.estimate_s, self.time_s = r.estimate_s, r.time_s
         self.limit_s = inf if r.wall_s is None else r.wall_s + KILL_GRACE_S
         self.least_s = r.time_s or (2 * r.warn_s if r.warn_s else 0.0)

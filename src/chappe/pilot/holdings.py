@@ -271,6 +271,7 @@ class Holdings:
             rooms=() if plain else p.rooms(now, cores, mem) or _NO_ROOM,
             reserve=self._kept is None and now >= self._keep_none_until,
             named=self._named,
+            tags=p.tags,
             urgent=None if p.urgent is None else p.urgent.priority,
             urgent_cores=0 if p.urgent is None else min(p.urgent.cores, p.node_cores - 1),
         )

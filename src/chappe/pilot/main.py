@@ -33,7 +33,7 @@ from chappe.pilot.lifetime import Lifetime
 from chappe.pilot.log import LogFile, open_log
 from chappe.pilot.nodes import Node
 from chappe.pilot.own_node import own_node
-from chappe.pilot.placement import Placement, Urgent
+from chappe.pilot.placement import Placement, Urgent, tags_of
 from chappe.pilot.procs import become_subreaper
 from chappe.pilot.session import Session
 
@@ -120,7 +120,8 @@ def _placement(session: Session, hosts: Hosts | None) -> Placement:
     # Lanes are numbered from the present: none is ever used by two heads.
     options = session.options
     urgent = Urgent(options.urgent_cores, options.urgent_priority) if options.urgent_cores else None
-    return Placement([node], first_lane=int(boottime() * 1e6) + 1, urgent=urgent)
+    tags = {} if hosts is None else tags_of(hosts.names, options.node_tags)
+    return Placement([node], first_lane=int(boottime() * 1e6) + 1, urgent=urgent, tags=tags)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,15 @@ WHOLE = 100
 
 
 class Need(NamedTuple):
-    """What a Job takes of each of its nodes, and how many nodes. An `urgent` one may have what is kept."""
+    """What a Job takes of each of its nodes, how many nodes, and of which tag. An `urgent` one may have what
+    is kept."""
 
     cores: int = 1
     mem_bytes: int = 0
     gpus: int = 0
     nodes: int = 1
     urgent: bool = False
+    tag: str = ""
 
 
 class Share(NamedTuple):
@@ -75,6 +77,8 @@ class Node:
         """Whether Jobs may be placed here: its hand is heard."""
         self.tenants: dict[int, Tenancy] = {}
         """Who is here, by lane."""
+        self.tag = ""
+        """With a tag it is only for Jobs that ask for it."""
         self.reserve = 0
         """How many cores are for urgent Jobs only (see core.rooms)."""
         self._urgent = 0
@@ -106,7 +110,8 @@ class Node:
     def fits_ever(self, need: Need) -> bool:
         """Whether it has this much when it is empty."""
         return (
-            need.cores <= self.cores
+            need.tag == self.tag
+            and need.cores <= self.cores
             and need.mem_bytes <= self.mem_bytes
             and need.gpus <= len(self._gpus) * WHOLE
         )
@@ -115,6 +120,7 @@ class Node:
         """Whether this much is free now."""
         return (
             self.up
+            and need.tag == self.tag
             and need.cores <= self.open_cores(need)
             and need.mem_bytes <= self.free_mem_bytes
             and (need.gpus == 0 or _gpus_fit(self.free_gpus.values(), need.gpus))
@@ -199,6 +205,7 @@ class Node:
             gpus,
             None,
             self.kept if need.urgent else 0,
+            self.tag,
         )
 
     def _settle(

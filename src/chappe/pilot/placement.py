@@ -14,7 +14,7 @@ more than the Jobs. Pure: no clock, no I/O.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from math import inf
@@ -87,9 +87,14 @@ class Placement:
     """Nodes, all alike as far as the Hub is told, and the slots taken of them."""
 
     def __init__(
-        self, nodes: Sequence[Node], first_lane: int = 1, urgent: Urgent | None = None
+        self,
+        nodes: Sequence[Node],
+        first_lane: int = 1,
+        urgent: Urgent | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         self.urgent = urgent
+        self._tags = tags or {}
         self.nodes: list[Node] = []
         for node in nodes:
             self.add(node)
@@ -106,7 +111,8 @@ class Placement:
         return next((node for node in self.nodes if node.name == name), None)
 
     def add(self, node: Node) -> None:
-        """One more node. It keeps a core at least for all."""
+        """One more node. It keeps a core at least for all, and has the tag that goes with its name."""
+        node.tag = self._tags.get(node.name, "")
         if self.urgent is not None:
             node.reserve = min(self.urgent.cores, node.cores - 1)
         self.nodes.append(node)
@@ -142,6 +148,11 @@ class Placement:
     def free_mem_bytes(self) -> int:
         """Memory that is free now, wherever."""
         return sum(node.free_mem_bytes for node in self.nodes if node.up)
+
+    @property
+    def tags(self) -> dict[str, int]:
+        """How many nodes are set apart by which tag."""
+        return dict(Counter(node.tag for node in self.nodes if node.tag))
 
     def fits_ever(self, need: Need) -> bool:
         """Whether there is this much when everything is free, on nodes that may come back."""
@@ -260,7 +271,7 @@ class Placement:
                 continue
             free = tuple(sorted(node.free_gpus.values(), reverse=True))
             mem = max(0, node.free_mem_bytes)
-            offer = NodeRoom(1, node.free_cores, mem, free, None, node.kept)
+            offer = NodeRoom(1, node.free_cores, mem, free, None, node.kept, node.tag)
             taken = min(cores, offer.cores), min(mem_bytes, offer.mem_bytes)
             cores, mem_bytes = cores - taken[0], mem_bytes - taken[1]
             if self._kept is None or node not in self._kept.nodes:
@@ -272,7 +283,7 @@ class Placement:
                 rest = _without(offer, spare.cores + taken[0], spare.mem_bytes + taken[1])
                 gpus = () if spare.gpus else rest.gpus
                 kept = min(rest.cores, max(0, rest.kept - spare.kept))
-                offers.append(NodeRoom(1, rest.cores, rest.mem_bytes, gpus, left_s, kept))
+                offers.append(NodeRoom(1, rest.cores, rest.mem_bytes, gpus, left_s, kept, node.tag))
         return _together(offer for offer in offers if offer.cores > 0)
 
     def _spare(self, node: Node, kept: Reservation, at: float, now: float) -> NodeRoom:
@@ -323,6 +334,7 @@ def _without(room: NodeRoom, cores: int, mem_bytes: int) -> NodeRoom:
         room.gpus,
         room.within_s,
         min(left, room.kept),
+        room.tag,
     )
 
 
@@ -337,9 +349,20 @@ def _together(offers: Iterator[NodeRoom]) -> tuple[NodeRoom, ...]:
     return tuple(reversed(rooms[: limits.ROOMS_PER_SYNC]))
 
 
-def _size(room: NodeRoom) -> tuple[int, int, tuple[int, ...], float, int]:
+def _size(room: NodeRoom) -> tuple[int, int, tuple[int, ...], float, int, str]:
     within_s = inf if room.within_s is None else room.within_s
-    return (room.cores, room.mem_bytes, room.gpus, within_s, room.kept)
+    return (room.cores, room.mem_bytes, room.gpus, within_s, room.kept, room.tag)
+
+
+def tags_of(names: Sequence[str], wanted: Mapping[str, int]) -> dict[str, str]:
+    """Which of these nodes have which tag: the last ones are set apart, in the order of the owner's table,
+    and the first, where the pilot is, never. What an allocation is too small for, it does not have."""
+    free = list(names[1:])
+    found = {}
+    for tag, count in wanted.items():
+        for _ in range(min(count, len(free))):
+            found[free.pop()] = tag
+    return found
 
 
 class Prioritized(Protocol):

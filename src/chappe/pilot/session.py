@@ -56,7 +56,8 @@ class Options(msgspec.Struct, frozen=True):
     `umask` is that of Jobs, and of the directories made for them. With `hold_memory` a Job that uses more
     than it asked for is killed. `urgent_cores` of each node are kept for Jobs of a priority of
     `urgent_priority` or more. No file of a Job grows beyond `file_bytes`, and none starts a process while
-    the account has `processes` of them on the node (0: no bound).
+    the account has `processes` of them on the node (0: no bound). `node_tags` sets so many nodes of an
+    allocation apart, by tag.
     """
 
     cores: Annotated[int, Meta(ge=0, le=limits.CORES_MAX)] = 0
@@ -73,6 +74,7 @@ class Options(msgspec.Struct, frozen=True):
     umask: Annotated[int, Meta(ge=0, le=0o777)] = 0o077
     launch: LaunchOptions = LaunchOptions()
     hold_memory: bool = False
+    node_tags: dict[str, int] = {}
     urgent_cores: Annotated[int, Meta(ge=0, le=limits.CORES_MAX)] = 0
     urgent_priority: Annotated[int, Meta(ge=-limits.PRIORITY_ABS, le=limits.PRIORITY_ABS)] = 100
     file_bytes: Annotated[int, Meta(ge=0)] = 0

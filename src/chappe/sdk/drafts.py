@@ -39,6 +39,7 @@ class Options(TypedDict, total=False):
     cores, mem_bytes, gpus: what it needs on each node; gpus may be a share of one: 0.5.
     nodes, ranks, ranks_per_node, threads_per_rank: for MPI and OpenMP.
     named: how many it needs of countable things of the Site: {"licence": 1}.
+    node_tag: run on nodes that the Site's owner set apart by this word.
     warn_s: so long before its time is up it gets warn_signal ("USR1"), writes a checkpoint, and is
     started again later.
     wall_s: the limit, after which it is ended. estimate_s: how long it usually takes.
@@ -60,6 +61,7 @@ class Options(TypedDict, total=False):
     ranks_per_node: int
     threads_per_rank: int
     named: Mapping[str, int]
+    node_tag: str
     warn_s: float | None
     warn_signal: str
     wall_s: float | None
@@ -80,7 +82,7 @@ class Options(TypedDict, total=False):
 
 _RESOURCES = (
     *("cores", "mem_bytes", "gpus", "nodes", "ranks", "ranks_per_node", "threads_per_rank"),
-    *("wall_s", "estimate_s", "named", "warn_s", "warn_signal"),
+    *("wall_s", "estimate_s", "named", "node_tag", "warn_s", "warn_signal"),
 )
 _ENVELOPE = ("tags", "data", "priority")
 _PLAIN = ("name", "workdir", "env", "takeover_s")

@@ -267,6 +267,16 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host_line: Annotated[
         str, Meta(description="A line of {hostfile}; Open MPI wants `{node} slots={ranks}`.")
     ] = "{node}:{ranks}"
+    node_tags: Annotated[
+        dict[
+            Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")],
+            Annotated[int, Meta(ge=1, le=100_000)],
+        ],
+        Meta(
+            description="How many nodes of an allocation are set apart for Jobs that ask for such a "
+            "`node_tag`, as a table; the last ones are, and the first never."
+        ),
+    ] = {}
     scratch: Annotated[
         str,
         Meta(

@@ -19,6 +19,7 @@ Sections = Mapping[str, type[msgspec.Struct]]
 _EXAMPLES = {
     "env": '{ NAME = "value" }',
     "named": "{ licence = 4 }",
+    "node_tags": "{ mpi = 2 }",
     "accounts": "{ physics = 500.0 }",
     "queues": "{ debug = { nodes_max = 2, wall_s_max = 1800.0 } }",
 }

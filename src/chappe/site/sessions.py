@@ -87,6 +87,7 @@ def write_session(
             "hold_memory": pilot.hold_memory,
             "file_bytes": pilot.file_bytes,
             "processes": pilot.processes,
+            "node_tags": pilot.node_tags,
             "slots": pilot.slots,
             "idle_s": pilot.idle_s if idle_s is None else idle_s,
             "drain_s": pilot.drain_s,
