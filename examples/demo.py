@@ -2,7 +2,8 @@
 
 `./run demo` starts a Hub and two Sites, runs twelve members of a barotropic vorticity model (one breaks the
 CFL limit, and must fail), checks those that succeeded against theory where they ran, and draws all in one
-picture. Exit status 0: every Job ended as it should, and every check holds.
+picture. Exit status 0: every Job ended as it should, and every check holds. With `--site slurm` both Sites
+get allocations from a private Slurm, from none and back to none, and one of them is killed on the way.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from demo_slurm import SlurmWorld
 from demo_view import Row, View, final_table
 from demo_world import CHAPPE, CODE, World, WorldError
 from rich.console import Console
@@ -69,14 +71,20 @@ class Plan:
 async def run(world: World, console: Console, output: Path) -> bool:
     """Submit, watch, collect, check. Returns whether all is as it should be."""
     async with AsyncClient(config_file=world.config, key=world.key) as client:
-        await sites_ready(client)
+        await sites_ready(client, pilots=not isinstance(world, SlurmWorld))
         plan = Plan(client)
         jobs = await client.submit(plan.drafts)
         console.print(f"submitted {len(jobs)} jobs in one signed request\n")
+        killed: list[str] = []
         view = View(console, plan.rows())
         with view.live():
             async for event in client.changes(jobs):
                 view.told(event)
+                if isinstance(world, SlurmWorld) and event.new == FINISHED and not killed:
+                    killed.append(await asyncio.to_thread(world.kill_one))
+                    console.print(
+                        f"killed Slurm's job {killed[0]}, an allocation with what runs in it"
+                    )
         views = [await job.refresh() for job in jobs]
         console.print(f"\nall jobs have ended after {time.monotonic() - view.began:.1f} s\n")
         console.print(final_table(views, await client.site_names(), plan.expected))
@@ -88,17 +96,23 @@ async def run(world: World, console: Console, output: Path) -> bool:
         if png is not None:
             console.print(f"\npicture: {png.save(output)}", style="bold", soft_wrap=True)
         explain_failure(console, views)
+        if isinstance(world, SlurmWorld):
+            await asyncio.to_thread(world.await_none)
+            calls = ", ".join(f"{kind} {count}" for kind, count in sorted(world.calls().items()))
+            console.print(f"no allocation is left; calls to the scheduler: {calls}")
         return right and png is not None
 
 
-async def sites_ready(client: AsyncClient) -> None:
-    """Return once every Site offers its Apps and has a pilot; the feed says when to look again."""
+async def sites_ready(client: AsyncClient, *, pilots: bool) -> None:
+    """Return once every Site offers its Apps, and has a pilot where `pilots` are kept; the feed says when to
+    look again."""
     # The position first, then the state: what changes in between is told.
     changes = client.events(follow=True, cursor=await client.cursor(), kinds=["site", "session"])
     while True:
         offered = {app.site for app in await client.apps() if app.name == "compare"}
         if all(
-            site.id in offered and any(pilot.state == "live" for pilot in site.sessions)
+            site.id in offered
+            and (not pilots or any(pilot.state == "live" for pilot in site.sessions))
             for site in await client.sites()
         ):
             return
@@ -138,10 +152,10 @@ def explain_failure(console: Console, views: list[JobView]) -> None:
 
 
 @contextmanager
-def a_world(console: Console, directory: Path) -> Iterator[World]:
+def a_world(console: Console, directory: Path, kind: str) -> Iterator[World]:
     """The Hub and the Sites, stopped in order whatever happens."""
-    world = World(directory)
-    console.print(world.isolation.explanation, style="dim")
+    world = SlurmWorld(directory) if kind == "slurm" else World(directory)
+    console.print(world.explanation, style="dim")
     try:
         began = time.monotonic()
         world.start_hub()
@@ -185,6 +199,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="An ensemble at two sites, through a hub.")
     parser.add_argument("--keep", action="store_true", help="leave hub and sites up at the end")
     parser.add_argument("--output", type=Path, default=PICTURE, help="the picture (%(default)s)")
+    parser.add_argument(
+        "--site",
+        choices=("local", "slurm"),
+        default="local",
+        help="slurm: get allocations from a private Slurm, elastic, one of them killed on the way",
+    )
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -193,11 +213,11 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="chappe-demo-"))
     good = False
     try:
-        with a_world(console, directory) as world:
+        with a_world(console, directory, options.site) as world:
             good = asyncio.run(limited(world, console, options.output.absolute()))
             if options.keep:
                 keep(world, console)
-    except (ChappeError, WorldError, TimeoutError) as error:
+    except (ChappeError, WorldError, TimeoutError, RuntimeError) as error:
         console.print(f"{type(error).__name__}: {error}", style="bold red")
     except KeyboardInterrupt:
         console.print("stopped")

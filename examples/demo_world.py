@@ -31,10 +31,16 @@ class World:
         self.config = directory / "client.json"
         self.key = directory / "key"
         self.environment = {"CHAPPE_CONFIG": str(self.config), "CHAPPE_KEY": str(self.key)}
-        self.isolation: Isolation = probe()
         self.sandboxes: dict[str, Sandbox] = {}
+        self._isolation: Isolation | None = None
         self.url = ""
         self._hub: subprocess.Popen[bytes] | None = None
+
+    @property
+    def explanation(self) -> str:
+        """How much the Sites are isolated from each other."""
+        self._isolation = self._isolation or probe()
+        return self._isolation.explanation
 
     def start_hub(self) -> None:
         """Start the Hub on a free port, and return once it says that it is ready."""
@@ -55,7 +61,19 @@ class World:
         self.url = said.split()[-1]
 
     def add_site(self, name: str) -> None:
-        """Make a Site, give it the model's Apps, move it into its sandbox, and start its agent."""
+        """Make a Site, move it into its sandbox, and start its agent."""
+        directory = self.make_site(name)
+        port = int(self.url.rpartition(":")[2])
+        sandbox = self.sandboxes[name] = Sandbox(name, port, directory, [CODE])
+        if sandbox.isolation.uid:
+            for place in [directory, *directory.rglob("*")]:
+                os.chown(place, sandbox.uid, sandbox.uid)
+        done = sandbox.run([CHAPPE, "site", "start", str(directory)], timeout_s=START_S)
+        if done.returncode != 0:
+            raise WorldError(f"site {name} did not start:\n{done.stdout}{done.stderr}")
+
+    def make_site(self, name: str) -> Path:
+        """Make a Site with the model's Apps; its directory."""
         directory = self.directory / name
         made = subprocess.run(
             [CHAPPE, "site", "init", str(directory), "--name", name],
@@ -70,14 +88,7 @@ class World:
             text = app.read_text(encoding="utf-8")
             text = text.replace("@PYTHON@", sys.executable).replace("@CODE@", str(CODE))
             (directory / "apps" / app.name).write_text(text, encoding="utf-8")
-        port = int(self.url.rpartition(":")[2])
-        sandbox = self.sandboxes[name] = Sandbox(name, port, directory, [CODE])
-        if sandbox.isolation.uid:
-            for place in [directory, *directory.rglob("*")]:
-                os.chown(place, sandbox.uid, sandbox.uid)
-        done = sandbox.run([CHAPPE, "site", "start", str(directory)], timeout_s=START_S)
-        if done.returncode != 0:
-            raise WorldError(f"site {name} did not start:\n{done.stdout}{done.stderr}")
+        return directory
 
     def stop(self) -> None:
         """End all: the agents, then whatever is left in the sandboxes, then the Hub."""

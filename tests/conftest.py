@@ -20,7 +20,8 @@ from chappe.testing import postgres as postgresql
 from chappe.testing import slurm as slurm_servers
 from chappe.testing.place import Databases
 from chappe.testing.postgres import PostgresServer
-from chappe.testing.slurm import SlurmCluster
+from chappe.testing.slurm import SlurmCluster, TorqueCommands
+from tools.get_servers import UNPACKED
 
 #: Whether a skipped test is a failure.
 REQUIRE_ALL = os.environ.get("CHAPPE_TEST_REQUIRE") == "all"
@@ -72,6 +73,16 @@ def slurm(require: Require) -> Generator[SlurmCluster, None, None]:
     require(slurm_servers.available(), "Slurm", slurm_servers.HOW_TO_GET)
     with SlurmCluster.start() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def torque(
+    require: Require, slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory
+) -> TorqueCommands:
+    """The commands of PBS in front of that cluster."""
+    found = UNPACKED / "torque/usr/bin"
+    require((found / "qsub").exists(), "PBS commands", "./run test as root on Debian unpacks them")
+    return TorqueCommands(found, slurm, tmp_path_factory.mktemp("torque"))
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,6 @@ from chappe.site.schedulers.base import (
     SchedulerDown,
     SubmitRefused,
     SubmitUnclear,
-    succeeded,
 )
 from chappe.site.wakeup import Wakeups, wait_for
 from chappe.wire.sites import BatchJobIntent, BatchJobView, NewBatchJob, NewSession, NewSessionReply
@@ -307,6 +306,4 @@ class Steps:
 
     async def _cancel_ids(self, ids: list[str]) -> None:
         argv = self._scheduler.cancel_command(ids)
-        await self._calls.ask(
-            "cancel", argv, lambda out, err, code: succeeded(out, err, code, argv[0])
-        )
+        await self._calls.ask("cancel", argv, self._scheduler.parse_cancel)

@@ -60,6 +60,18 @@ def crash_at(point: str, nth: int, once: Path) -> dict[str, str]:
     return environ
 
 
+def configure(path: Path, section: str, **settings: Any) -> None:
+    """Set keys of the site.toml at `path` that its template shows as comments. Raises SiteFailed."""
+    head, mark, body = path.read_text().partition(f"[{section}]\n")
+    for key, value in settings.items():
+        line = f"{key} = {_toml(value)}"
+        escaped = line.replace("\\", r"\\")
+        body, found = re.subn(rf"(?m)^(# )?{key} = .*$", escaped, body, count=1)
+        if not found:
+            raise SiteFailed(f"site.toml has no [{section}] {key}")
+    path.write_text(head + mark + body)
+
+
 class RunningSite:
     """A Site in `root` with Apps that trace their runs into `traces` (see `testing.history`).
 
@@ -108,14 +120,7 @@ class RunningSite:
 
     def configure(self, section: str, **settings: Any) -> None:
         """Set keys of site.toml that its template shows as comments; agents read them at their start."""
-        head, mark, body = self.paths.config.read_text().partition(f"[{section}]\n")
-        for key, value in settings.items():
-            line = f"{key} = {_toml(value)}"
-            escaped = line.replace("\\", r"\\")
-            body, found = re.subn(rf"(?m)^(# )?{key} = .*$", escaped, body, count=1)
-            if not found:
-                raise SiteFailed(f"site.toml has no [{section}] {key}")
-        self.paths.config.write_text(head + mark + body)
+        configure(self.paths.config, section, **settings)
 
     # --- the agent
 

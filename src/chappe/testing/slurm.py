@@ -100,6 +100,21 @@ def available() -> bool:
     return all(program(name) for name in _PROGRAMS)
 
 
+class TorqueCommands:
+    """The commands of PBS (qsub, qstat, qdel) in front of a cluster, from Debian's slurm-wlm-torque.
+
+    They look for Slurm's own commands in the directory that they are in.
+    """
+
+    def __init__(self, found: Path, cluster: SlurmCluster, directory: Path) -> None:
+        for name in ("qsub", "qstat", "qdel"):
+            shutil.copy2(found / name, directory / name)
+        for name in ("sbatch", "salloc", "srun", "squeue", "scancel", "scontrol", "sinfo", "sacct"):
+            (directory / name).symlink_to(program(name) or name)
+        path = f"{directory}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        self.environ = {**cluster.environ, "PATH": path}
+
+
 class SlurmCluster:
     """A running cluster. Its files are in `directory`, which `close` removes; commands need `environ`."""
 

@@ -148,11 +148,15 @@ class Scheduler(Protocol):
         """The ends that are on record, by id; nothing else. Raises SchedulerDown."""
 
     def cancel_command(self, ids: Sequence[str]) -> list[str]:
-        """The command that ends jobs, waiting or running. It succeeds for those that have ended, too."""
+        """The command that ends jobs, waiting or running."""
+
+    def parse_cancel(self, stdout: str, stderr: str, exit_code: int) -> None:
+        """Raise SchedulerDown unless the command worked; that a job has ended already is no failure."""
 
 
-class NoHistory:
-    """For batch systems whose status query also tells of what has ended."""
+class Plain:
+    """What most batch systems share: the status query also tells of what has ended, and cancelling something
+    that has ended is no failure."""
 
     def history_command(self, ids: Sequence[str]) -> list[str]:
         """None."""
@@ -163,6 +167,10 @@ class NoHistory:
     ) -> dict[str, BatchState]:
         """Nothing."""
         return {}
+
+    def parse_cancel(self, stdout: str, stderr: str, exit_code: int) -> None:
+        """Any failure is one."""
+        succeeded(stdout, stderr, exit_code, "the cancel command")
 
 
 def succeeded(stdout: str, stderr: str, exit_code: int, what: str) -> str:

@@ -10,8 +10,8 @@ from chappe.core.errors import Invalid
 from chappe.site.schedulers.base import (
     Batch,
     BatchState,
-    NoHistory,
     Phase,
+    Plain,
     Quirks,
     SubmitRefused,
     SubmitUnclear,
@@ -24,7 +24,7 @@ NODES_MOST = 64
 _SIGNAL_NAMES = {9: "KILL", 15: "TERM"}
 
 
-class Local(NoHistory):
+class Local(Plain):
     """Text in, text out for localctl, which keeps its records in the directory `records`."""
 
     kind = "local"

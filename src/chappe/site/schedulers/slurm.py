@@ -26,6 +26,7 @@ from chappe.site.schedulers.base import (
     Batch,
     BatchState,
     Phase,
+    Plain,
     Quirks,
     SchedulerDown,
     SubmitRefused,
@@ -75,7 +76,7 @@ _REFUSED = re.compile(
 )
 
 
-class Slurm:
+class Slurm(Plain):
     """Text in, text out for Slurm's commands."""
 
     kind = "slurm"
