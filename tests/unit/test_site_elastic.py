@@ -8,15 +8,18 @@ import pytest
 
 from chappe.core.elastic import NodeSize, PolicyKind
 from chappe.core.shapes import Shape
-from chappe.link.clock import now
+from chappe.link.clock import new_id, now
 from chappe.site import config
-from chappe.site.book import Batch, Book, Buried, Forgotten, Said, read_book
+from chappe.site.batch import BatchJobs
+from chappe.site.book import Batch, Book, Buried, Forgotten, Said, Wanted, read_book
 from chappe.site.config import SiteConfig
 from chappe.site.elastic import Elastic
 from chappe.site.elastic_inputs import policy_of
+from chappe.site.paths import SitePaths
 from chappe.site.schedulers.base import Phase
 from chappe.site.wakeup import Wakeups
 from chappe.wire.demand import Demand, PilotOffer, ShapeWaiting
+from chappe.wire.sites import BatchJobIntent
 
 SHAPE = Shape(("s",), 4, wall_s=7_200)
 
@@ -138,6 +141,58 @@ def test_what_a_pilot_tells_and_what_was_learned_outlive_the_agent(
     assert memory.waits.expected_s("", 1, first.wanted.intent.wall_s) == 40.0
     assert list(memory.spent_since(0.0)) == [""]
     assert not memory.spent_since(now() + 1)
+
+
+def test_a_smaller_one_is_not_submitted_beside_what_it_replaces(book: Book) -> None:
+    config_ = site(nodes="4", wait_s="600.0")
+    made = Elastic(config_, book, Wakeups())
+    jobs = BatchJobs(SitePaths.of(Path()), config_, book, made, Wakeups())
+    old = Wanted(new_id(), BatchJobIntent(nodes=4), new_id(), True, now() - 601, 300.0)
+    book.add(old)
+    hear(made, demand(8))
+    smaller = [b for b in jobs.all() if b.wanted.instead_of == old.id]
+    assert [b.wanted.intent.nodes for b in smaller] == [2]
+    assert book.batches[old.id].cancel
+    assert jobs.awaits_another(smaller[0])
+    book.add(Said(old.id, Phase.CANCELLED, "", now()))
+    assert not jobs.awaits_another(smaller[0])
+    book.close()
+
+
+def test_what_is_to_stay_stays_when_it_is_idle(book: Book) -> None:
+    made = agent(book, minimum="2")
+    hear(made, demand(0))
+    assert [b.wanted.idle_s for b in book.batches.values()] == [0.0, 0.0]
+    made.look()
+    assert len(book.batches) == 2
+    book.close()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape((), nodes=0),
+        Shape((), nodes=-3),
+        Shape((), nodes=1 << 60),
+        Shape((), cores=0),
+        Shape((), cores=-1),
+        Shape((), wall_s=-5),
+        Shape((), mem_bytes=-1),
+        Shape((), gpus=-1.0),
+        Shape((), gpus=float("nan")),
+        Shape((), named=(("x", 0),)),
+        Shape((), wall_s=1 << 62),
+    ],
+)
+def test_a_hub_that_talks_nonsense_is_asked_for_nothing(book: Book, shape: Shape) -> None:
+    made = agent(book)
+    hear(made, Demand("m", [ShapeWaiting(shape, 5)], pilots=[PilotOffer("x", cores=-4)]))
+    assert not book.batches
+    hear(made, Demand("n", [ShapeWaiting(SHAPE, 1 << 62), ShapeWaiting(SHAPE, -2)]))
+    assert not book.batches
+    hear(made, Demand("o", [ShapeWaiting(SHAPE, 10**9)]))
+    assert 0 < len(book.batches) <= 20, "the owner's limits hold, whatever the hub says"
+    book.close()
 
 
 def test_the_policy_of_a_site_is_the_narrower_of_two_sections() -> None:

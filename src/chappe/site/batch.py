@@ -85,6 +85,11 @@ class BatchJobs:
             : limits.PAGE_MAX
         ]
 
+    def awaits_another(self, batch: Batch) -> bool:
+        """Whether it stands for one that is not over yet: the two of them are never with the scheduler."""
+        other = self._book.batches.get(batch.wanted.instead_of or "")
+        return other is not None and not other.over
+
     def dead(self) -> list[Batch]:
         """Those that ended and whose pilots' last words are not passed on yet."""
         return [b for b in self._book.batches.values() if b.over and not b.buried]

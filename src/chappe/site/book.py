@@ -27,7 +27,7 @@ OVER_MOST = 2_000
 
 class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
     """A BatchJob was taken up. `kept`: we made it ourselves (`site.elastic`); with `idle_s` it ends when
-    it was idle for so long."""
+    it was idle for so long. `instead_of` is a BatchJob that must be over before this one is submitted."""
 
     id: str
     intent: BatchJobIntent
@@ -35,6 +35,7 @@ class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
     kept: bool
     at: float
     idle_s: float | None = None
+    instead_of: str | None = None
 
 
 class Registered(msgspec.Struct, frozen=True, tag="registered"):

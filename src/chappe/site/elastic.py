@@ -28,7 +28,7 @@ from chappe.core.elasticity import decide
 from chappe.link.clock import boottime, new_id, now
 from chappe.site.book import Batch, Book, CancelAsked, Entry, Wanted
 from chappe.site.config import SiteConfig
-from chappe.site.elastic_inputs import FOLLOWS, as_data, policy_of, situation, size_of
+from chappe.site.elastic_inputs import FOLLOWS, as_data, policy_of, situation, size_of, tells_size
 from chappe.site.memory import Decided, NodeSeen, Told
 from chappe.site.schedulers.base import Phase
 from chappe.site.wakeup import Wakeups
@@ -120,7 +120,7 @@ class Elastic:
         self._asked_for += 1
         if not batch.wanted.kept:
             return
-        in_peace = batch.wanted.idle_s is not None and batch.phase is Phase.ENDED
+        in_peace = bool(batch.wanted.idle_s) and batch.phase is Phase.ENDED
         lived_s = at - batch.wanted.at
         quick = lived_s < QUICK_DEATH_S and not in_peace and not batch.cancel
         self._quick_deaths = self._quick_deaths + 1 if quick else 0
@@ -180,8 +180,11 @@ class Elastic:
         intent = BatchJobIntent(
             nodes=ask.nodes, wall_s=ask.wall_s, queue=ask.queue, account=ask.account
         )
-        idle_s = None if ask.lasting else self._policy.idle_s
-        return Wanted(new_id(), intent, new_id(), kept=True, at=at, idle_s=idle_s)
+        idle_s: float | None = self._policy.idle_s
+        if ask.lasting:
+            # What `[pilot]` says of idleness is about the pilots that it keeps.
+            idle_s = 0.0 if self._policy.kind in FOLLOWS else None
+        return Wanted(new_id(), intent, new_id(), True, at, idle_s, ask.instead_of)
 
     def _situation(self, at: float) -> Situation:
         hold_until = at + max(0.0, self._hold_until - boottime())
@@ -191,7 +194,7 @@ class Elastic:
     def _see_node(self, demand: Demand) -> None:
         """Pilots with whole nodes tell what one has; the smallest counts: nothing is asked for in vain."""
         whole = {b.session for b in self._book.batches.values() if not b.wanted.intent.cores}
-        sizes = [size_of(p) for p in demand.pilots if p.cores and p.session in whole]
+        sizes = [size_of(p) for p in demand.pilots if tells_size(p) and p.session in whole]
         if not sizes:
             return
         node = min(sizes, key=lambda s: (s.cores, s.mem_bytes, s.gpus))

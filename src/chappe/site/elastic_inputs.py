@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from chappe.core import elastic
+from chappe.core import elastic, limits
+from chappe.core.batchjobs import NODES_MAX
 from chappe.core.elastic import (
     DAY_S,
     Account,
@@ -29,7 +30,9 @@ from chappe.site.book import Batch, Pages, read_book
 from chappe.site.config import SiteConfig
 from chappe.site.paths import SitePaths
 from chappe.site.schedulers.base import Phase
-from chappe.wire.demand import Demand, PilotOffer
+from chappe.wire.demand import Demand, PilotOffer, ShapeWaiting
+
+_JOBS_MAX = 1_000_000_000
 
 SHOWN_MOST = 20
 """Shapes, allocations and reasons at most that a decision's Event tells."""
@@ -84,7 +87,8 @@ def situation(
     at: float,
 ) -> Situation:
     """All that a decision is made from, besides what the scheduler says of free nodes."""
-    waiting = [] if demand is None else demand.waiting
+    # The Hub is not believed to make sense: whatever it says, the owner's limits hold.
+    waiting = [] if demand is None else [w for w in demand.waiting if _possible(w)]
     offers = {} if demand is None else {p.session: p for p in demand.pilots}
     named = config.resources.named
     used: Mapping[str, int] = {} if demand is None else demand.named_used
@@ -100,6 +104,21 @@ def situation(
         named_free={name: have - used.get(name, 0) for name, have in named.items()},
         waits=pages.memory.waits,
         spent=pages.memory.spent_since(at - DAY_S),
+    )
+
+
+def _possible(waiting: ShapeWaiting) -> bool:
+    """Whether there can be such Jobs."""
+    shape = waiting.shape
+    return (
+        0 <= waiting.jobs <= _JOBS_MAX
+        and 1 <= shape.nodes <= NODES_MAX
+        and 1 <= shape.cores <= limits.CORES_MAX
+        and 0 <= shape.wall_s <= limits.WALL_MAX_S
+        and 0 <= shape.least_s <= limits.WALL_MAX_S
+        and 0 <= shape.mem_bytes <= 1 << 60
+        and 0 <= shape.gpus <= limits.CORES_MAX
+        and all(1 <= count <= limits.NAMED_MAX for _, count in shape.named)
     )
 
 
@@ -124,8 +143,8 @@ def _allocation(
         intent.queue or config.scheduler.queue,
         intent.account or config.scheduler.account,
         own=batch.wanted.kept,
-        lasting=batch.wanted.kept and batch.wanted.idle_s is None,
-        node=None if offer is None or not offer.cores else size_of(offer),
+        lasting=batch.wanted.kept and not batch.wanted.idle_s,
+        node=None if offer is None or not tells_size(offer) else size_of(offer),
         surplus_at=surplus_at,
     )
 
@@ -141,6 +160,15 @@ def dry_run(directory: Path, demand: Demand) -> dict[str, Any]:
     policy, seen = policy_of(config), situation(config, read_book(paths.book), demand, {}, now())
     plan = decide(policy, seen)
     return {**as_data(policy, seen, plan, [""] * len(plan.asks)), "surplus": plan.surplus}
+
+
+def tells_size(offer: PilotOffer) -> bool:
+    """Whether it tells what a node has, and that can be."""
+    return (
+        0 < offer.cores <= limits.CORES_MAX
+        and 0 <= offer.mem_bytes <= 1 << 60
+        and 0 <= offer.gpus <= limits.CORES_MAX
+    )
 
 
 def size_of(offer: PilotOffer) -> NodeSize:

@@ -111,7 +111,7 @@ class Steps:
             elif not batch.registered:
                 if online and batch.intended:
                     await self._register_again(batch)
-                elif online:
+                elif online and not self._jobs.awaits_another(batch):
                     await self._register(batch)
             elif not batch.intended:
                 if online:

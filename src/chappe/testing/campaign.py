@@ -176,6 +176,7 @@ class Campaign:
         if batch.pilot is None:
             if batch.cancel:
                 batch.ended_at = self.world.now
+            if batch.cancel or self._awaits_another(batch):
                 return
             made = self._rig.do(
                 sites.create_batch_job, self.site.principal, NewBatchJob(batch.id, self.site.id)
@@ -194,6 +195,9 @@ class Campaign:
         elif batch.cancel and batch.began_at is None:
             self._scheduler.queue = [q for q in self._scheduler.queue if q[1] is not batch]
             self._over(batch)
+
+    def _awaits_another(self, batch: _Batch) -> bool:
+        return any(b.id == batch.ask.instead_of for b in self.open)
 
     def _submit(self, batch: _Batch) -> None:
         lost = self.rng.random() < self._faults.timeout
@@ -261,7 +265,8 @@ class Campaign:
     # --- what may never be
 
     def _check_policy(self) -> None:
-        open_, policy, now = self.open, self.policy, self.world.now
+        open_ = [b for b in self.open if not self._awaits_another(b)]
+        policy, now = self.policy, self.world.now
         if len(open_) > policy.most:
             self.wrong.append(f"{len(open_)} allocations are open, of {policy.most}")
         if (nodes := sum(b.ask.nodes for b in open_)) > policy.nodes_most:
