@@ -34,6 +34,7 @@ class Model:
     sites: list[SiteRig]
     ids: list[str] = field(default_factory=list)
     parents: dict[str, list[str]] = field(default_factory=dict)
+    sessions: dict[str, str] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
 
     @cached_property
@@ -66,6 +67,8 @@ class Model:
             f.created_until is None or v.created_at < f.created_until,
             f.ended_since is None or (final and ended >= f.ended_since),
             f.ended_until is None or (final and ended < f.ended_until),
+            f.session is None or v.session == f.session,
+            f.batch_job is None or v.session == self.sessions.get(f.batch_job, ""),
             all(v.tags.get(k) == value for k, value in f.tags.items()),
         )
         return all(checks)
@@ -86,7 +89,8 @@ def model() -> Iterator[Model]:
 def _fill(made: Model) -> None:
     """180 Jobs over 60 seconds, of which some run, end, are held, changed, cancelled or deleted."""
     rig, (paris, rome) = made.rig, made.sites
-    pilot = paris.add_pilot()
+    pilot, keeper = paris.add_pilot(), paris.add_pilot()
+    made.sessions = {p.batch_job: p.id for p in (pilot, keeper)}
     for i in range(60):
         rig.clock.now += 1.0 if i % 7 else -3.0  # now and then the clock is set back
         where = [(paris,), (rome,), (paris, rome)][i % 3]
@@ -115,6 +119,8 @@ def _fill(made: Model) -> None:
             grants = pilot.sync(capacity=cores(3)).grants
             ends = [pilot.end(g, exit=int(g.job > first.id), overtakes=True) for g in grants]
             pilot.sync(reports=ends)
+    keeper.sync(capacity=cores(5))
+    pilot.sync(capacity=cores(2))
 
 
 def _filters(m: Model) -> st.SearchStrategy[JobFilter]:
@@ -136,6 +142,8 @@ def _filters(m: Model) -> st.SearchStrategy[JobFilter]:
         "ended_since": times,
         "ended_until": times,
         "tags": st.sampled_from(TAGS),
+        "session": st.sampled_from([*m.sessions.values(), m.ids[0]]),
+        "batch_job": st.sampled_from([*m.sessions, m.ids[0]]),
     }
     chosen = st.lists(st.sampled_from(sorted(known)), unique=True, max_size=4)
     return chosen.flatmap(

@@ -80,6 +80,8 @@ def filters(command: F) -> F:
     ]
     for option in (
         *times,
+        click.option("--batch-job", metavar="ID", help="Held now by the pilot of this allocation."),
+        click.option("--session", metavar="ID", help="Held now by this session."),
         click.option("--held", is_flag=True, default=None, help="Held, and not ended."),
         click.option("--tag", "tags", multiple=True, metavar="K=V", help="With this tag; repeat."),
         click.option(

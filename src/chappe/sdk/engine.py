@@ -50,8 +50,9 @@ class Where(TypedDict, total=False):
 
     ids: full ids. phase: waiting, runnable, running, finished, failed or cancelled. state: one of the
     finer states. site: name or id. app, name: exact. name_prefix: how the name begins. parent: the children
-    of this Job. tags: all of them. held: whether it is held, and has not ended. created_since,
-    created_until, ended_since, ended_until: seconds since 1970, or aware datetimes.
+    of this Job. tags: all of them. held: whether it is held, and has not ended. session, batch_job: had now
+    by this Session, or by that of this BatchJob. created_since, created_until, ended_since, ended_until:
+    seconds since 1970, or aware datetimes.
     """
 
     ids: Sequence[str]
@@ -68,6 +69,8 @@ class Where(TypedDict, total=False):
     created_until: float | datetime
     ended_since: float | datetime
     ended_until: float | datetime
+    session: str
+    batch_job: str
 
 
 class Engine:

@@ -13,7 +13,7 @@ from chappe.core.errors import Invalid, TooLarge
 from chappe.core.ids import check_id
 from chappe.core.states import FINAL_PHASES, Phase, State
 from chappe.store.dialect import sql
-from chappe.store.tables import edge, job, site, tag
+from chappe.store.tables import batch_job, edge, job, session, site, tag
 from chappe.store.tx import to_json
 from chappe.wire.jobs import JobFilter
 
@@ -62,6 +62,8 @@ def conditions(project: int, f: JobFilter) -> list[sa.ColumnElement[bool]]:
             .where(edge.c.child == job.c.n)
             .exists()
         )
+    if f.session is not None or f.batch_job is not None:
+        found.append(job.c.session.in_(sessions_of(project, f)))
     if f.name_prefix is not None:
         found.append(_begins(job.c.name, f.name_prefix))
     if f.held is not None:
@@ -73,6 +75,18 @@ def conditions(project: int, f: JobFilter) -> list[sa.ColumnElement[bool]]:
         tagged = sa.select(tag.c.job).where(tag.c.project == project, tag.c.k == k, tag.c.v == v)
         found.append(tagged.where(tag.c.job == job.c.n).exists())
     return found + _times(f)
+
+
+def sessions_of(project: int, f: JobFilter) -> Select[tuple[int]]:
+    """The row numbers of the Sessions (one, or none) that a filter names. Raises Invalid."""
+    found = sa.select(session.c.n).where(session.c.project == project)
+    if f.session is not None:
+        found = found.where(session.c.id == check_id(f.session, "session"))
+    if f.batch_job is not None:
+        id = check_id(f.batch_job, "batch_job")
+        of = sa.select(batch_job.c.n).where(batch_job.c.project == project, batch_job.c.id == id)
+        found = found.where(session.c.batch_job.in_(of))
+    return found
 
 
 def _times(f: JobFilter) -> list[sa.ColumnElement[bool]]:

@@ -21,7 +21,7 @@ from chappe.core.ids import check_id
 from chappe.core.states import PHASE, RUNNABLE, Phase, State
 from chappe.store.dialect import sql
 from chappe.store.principal import Principal
-from chappe.store.select import after_all
+from chappe.store.select import after_all, sessions_of
 from chappe.store.tx import to_json
 from chappe.wire.jobs import JobFilter
 
@@ -66,6 +66,10 @@ OF_NAME = sql("""
     SELECT n FROM job WHERE project = :project AND name = :name AND n < :below
     ORDER BY n DESC LIMIT :most""")
 
+OF_SESSION = sql("""
+    SELECT n FROM job WHERE project = :project AND session = :session AND n < :below
+    ORDER BY n DESC LIMIT :most""")
+
 OF_HELD = sql("""
     SELECT n FROM job WHERE project = :project AND held_at IS NOT NULL AND n < :below
     ORDER BY n DESC LIMIT :most""")
@@ -91,6 +95,9 @@ NAMED = sql("""
                           LIMIT :most) found""")
 LEASED = sql("""
     SELECT count(*) FROM (SELECT 1 FROM job WHERE project = :project AND session IS NOT NULL
+                          LIMIT :most) found""")
+IN_SESSION = sql("""
+    SELECT count(*) FROM (SELECT 1 FROM job WHERE project = :project AND session = :session
                           LIMIT :most) found""")
 HELD = sql("""
     SELECT count(*) FROM (SELECT 1 FROM job WHERE project = :project AND held_at IS NOT NULL
@@ -129,7 +136,7 @@ def source_of(conn: Connection, p: Principal, f: JobFilter, cells: list[Cell]) -
     if base.size <= FEW:
         return base
     best = base
-    for make in (_by_ids, _by_parent, _by_held, _by_name, _by_tags, _by_range):
+    for make in (_by_ids, _by_session, _by_parent, _by_held, _by_name, _by_tags, _by_range):
         for source in make(conn, p, f):
             if source.size < best.size:
                 best = source
@@ -219,6 +226,17 @@ def _by_parent(conn: Connection, p: Principal, f: JobFilter) -> Iterator[Source]
             yield Source(lambda _below, _most: (), 0, frozenset())
         else:
             yield _counted(conn, OF_PARENT, CHILDREN, parent=parent)
+
+
+def _by_session(conn: Connection, p: Principal, f: JobFilter) -> Iterator[Source]:
+    if f.session is not None or f.batch_job is not None:
+        # A Session holds so few that a page may sort them all.
+        n = conn.execute(sessions_of(p.project_n, f)).scalar()
+        covers = frozenset({"session", "batch_job"})
+        if n is None:
+            yield Source(lambda _below, _most: (), 0, covers)
+        else:
+            yield _counted(conn, OF_SESSION, IN_SESSION, covers, project=p.project_n, session=n)
 
 
 def _by_name(conn: Connection, p: Principal, f: JobFilter) -> Iterator[Source]:

@@ -90,7 +90,8 @@ class JobFilter(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     """Which Jobs: all conditions must hold. `ids` ≤ 10 000, full ids; `id_prefix` is a short id.
 
     `parent` gives the children of one Job; `name` matches the whole name. `held` says whether it is held
-    and has not ended. Times are seconds since 1970: from `…_since` on, and before `…_until`.
+    and has not ended. `session` gives what a Session has now, `batch_job` what that of a BatchJob has. Times
+    are seconds since 1970: from `…_since` on, and before `…_until`.
     """
 
     ids: list[str] | None = None
@@ -108,6 +109,8 @@ class JobFilter(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     created_until: float | None = None
     ended_since: float | None = None
     ended_until: float | None = None
+    session: str | None = None
+    batch_job: str | None = None
 
 
 class QueryJobs(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

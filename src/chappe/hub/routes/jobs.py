@@ -58,6 +58,8 @@ class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created_until: float | None = None
     ended_since: float | None = None
     ended_until: float | None = None
+    session: str | None = None
+    batch_job: str | None = None
     limit: int = limits.PAGE_DEFAULT
     cursor: str | None = None
 
@@ -112,6 +114,8 @@ async def index(call: Call[None, JobsQuery]) -> JobPage:
         created_until=q.created_until,
         ended_since=q.ended_since,
         ended_until=q.ended_until,
+        session=q.session,
+        batch_job=q.batch_job,
     )
     return await call.hub.read(queries.list_jobs, call.principal, filter_, q.limit, q.cursor)
 
