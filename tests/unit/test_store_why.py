@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from chappe.core.errors import NotFound
-from chappe.core.jobs import JobSpec, Resources
+from chappe.core.jobs import Envelope, JobSpec, Resources
+from chappe.core.shapes import NodeRoom
 from chappe.store import sites, upkeep
 from chappe.store.why import why
 from chappe.testing.store import TRUE, SiteRig, StoreRig, cores, held
@@ -172,6 +173,17 @@ def test_a_job_that_is_in_the_queue(rig: StoreRig, site: SiteRig) -> None:
     assert reason(rig, jobs[0]) == "it is next at paris: it needs 2 of 4 cores, 1 cores are free"
     assert reason(rig, jobs[3]) == "3 jobs like it are before it at paris"
     assert ask(rig, jobs[3]).facts == {"ahead": 3}
+
+
+def test_cores_that_are_kept_for_urgent_jobs_are_named(rig: StoreRig, site: SiteRig) -> None:
+    first, job = submitted(site), submitted(site)
+    kept = NodeRoom(1, 2, 1 << 30, (), None, 2)
+    site.add_pilot().sync(capacity=cores(4, cores=2, rooms=(kept,), urgent=100, urgent_cores=2))
+    assert reason(rig, first).endswith("; 2 free cores are kept for jobs of priority 100 or more")
+    assert "kept" not in reason(rig, job)  # there is one before it
+    urgent = rig.spec(site)
+    rig.submit(urgent, envelopes=[Envelope(priority=100)])
+    assert "kept" not in reason(rig, urgent)
 
 
 def test_each_site_of_several_is_named(rig: StoreRig, site: SiteRig) -> None:

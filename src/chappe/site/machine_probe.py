@@ -38,9 +38,12 @@ _VERSION = {
 def look() -> Machine:
     """What this machine is, as far as it says."""
     kind = next((kind for kind, names in _MARKS if all(map(shutil.which, names))), "")
+    version = _version(kind)
+    # PBS says `pbs_version = …` of itself, and Torque `Version: …`.
+    torque = kind == "pbs" and version.startswith("Version:")
     return Machine(
-        kind=kind,
-        version=_version(kind),
+        kind="torque" if torque else kind,
+        version=version,
         partitions=_partitions(kind),
         interfaces=_interfaces(),
         modules=machine.modules(os.environ),

@@ -164,8 +164,24 @@ def _unleased(
         if site is None:
             reasons.append(f"its site {id} was deleted: cancel the job")
         else:
-            reasons.append(_at_site(conn, p, shape, site, ahead, now, shared))
+            said = _at_site(conn, p, shape, site, ahead, now, shared)
+            reasons.append(said + _kept(site, job.priority) if ahead == 0 else said)
     return reasons
+
+
+def _kept(site: SiteView, priority: int) -> str:
+    """Which free cores a Job of this priority cannot have, in words; "" when it can have all."""
+    offers = [s.capacity for s in site.sessions if s.state == "live" and s.capacity is not None]
+    kept = {
+        offer.urgent: sum(room.kept * room.count for room in offer.rooms)
+        for offer in offers
+        if offer.urgent is not None and priority < offer.urgent
+    }
+    return "".join(
+        f"; {cores} free cores are kept for jobs of priority {least} or more"
+        for least, cores in kept.items()
+        if cores
+    )
 
 
 def _at_site(
