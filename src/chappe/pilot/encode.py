@@ -168,12 +168,12 @@ def _write(value: Any, sink: Sink) -> str:
             writer.write_table(value)
         return ARROW
     if _plain(value, _DEPTH):
+        body = None
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             body = msgspec.msgpack.encode(value)
+        if body is not None:
             sink.write(body)
             return MSGPACK
-        if sink.size:
-            raise ResultTooLarge(f"the result is larger than the limit of {sink.size - 1} bytes")
     try:
         cloudpickle.dump(value, sink, protocol=5)
     except (ResultTooLarge, OSError):
