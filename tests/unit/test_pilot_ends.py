@@ -11,7 +11,7 @@ import pytest
 from chappe.core.jobs import Resources, RetryOn
 from chappe.core.leases import Reason, retry_class
 from chappe.link.clock import new_id
-from chappe.pilot.ends import doubtful, end_of, of_cancelled
+from chappe.pilot.ends import doubtful, end_of, of_allocation, of_cancelled
 from chappe.pilot.holding import Holding
 from chappe.pilot.launch_wire import Ended
 from chappe.pilot.launchers import LAUNCHERS
@@ -76,6 +76,18 @@ def test_an_end_that_is_well_or_was_wanted_keeps_its_name(fields: dict[str, Any]
     given = ended(h, KILLED, **fields)
     assert end_of(h, given).outcome.reason == fields.get("reason", "exit")
     assert not doubtful(h, given)
+
+
+@pytest.mark.parametrize("fields", [{"exit": 143}, {"exit": None, "signal": 15}])
+def test_what_sigterm_ended_may_have_been_the_allocation_s(fields: dict[str, Any]) -> None:
+    h = ranks(None, nodes=1)
+    given = ended(h, reason="exit" if fields["exit"] else "signal", **fields)
+    assert doubtful(h, given)
+    assert end_of(h, of_allocation(given)).outcome.reason is Reason.ALLOCATION_END
+    other = ended(h, exit=1)
+    assert of_allocation(other) is other
+    asked_for = ended(h, reason="timeout", **fields)
+    assert of_allocation(asked_for) is asked_for
 
 
 def test_only_ranks_of_several_nodes_are_in_doubt() -> None:

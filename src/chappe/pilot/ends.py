@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from signal import SIGTERM
+
 import msgspec
 
 from chappe.core.leases import Outcome, Reason, Usage
@@ -61,9 +63,24 @@ def of_cancelled(end: End) -> End:
 
 
 def doubtful(h: Holding, ended: Ended) -> bool:
-    """Whether ranks on several nodes ended badly, and nobody here wanted that."""
+    """Whether ranks on several nodes ended badly, or SIGTERM ended it, and nobody here wanted that."""
+    if h.ending or ended.reason not in ("exit", "signal"):
+        return False
     wide = h.started_by is not None and h.slot is not None and len(h.slot.shares) > 1
-    return wide and not h.ending and ended.reason in ("exit", "signal") and ended.exit != 0
+    return (wide and ended.exit != 0) or termed(ended)
+
+
+def termed(ended: Ended) -> bool:
+    """Whether SIGTERM ended it. A scheduler that ends an allocation sends it to Jobs and pilot at once, and
+    the end of a Job may be heard of first."""
+    return ended.signal == SIGTERM or ended.exit == 128 + SIGTERM
+
+
+def of_allocation(ended: Ended) -> Ended:
+    """What SIGTERM ended when the pilot got one, too: it was the allocation's."""
+    if ended.reason in ("exit", "signal") and termed(ended):
+        return msgspec.structs.replace(ended, reason="allocation_end")
+    return ended
 
 
 def _cause(h: Holding, ended: Ended) -> tuple[Reason, str]:

@@ -33,6 +33,8 @@ class Lifetime:
         self._idle_since: float | None = None
         self._job_ends_begun = False
         self.draining = False
+        self.termed = False
+        """Whether SIGTERM came."""
         self.cancelled = False
         """Whether somebody ended the allocation before its time."""
 
@@ -48,6 +50,7 @@ class Lifetime:
 
     def sigterm(self, now: float) -> None:
         """The scheduler (or a person) wants the allocation to end."""
+        self.termed = True
         # Schedulers send it at the end of the time as well, some of them minutes before.
         self.cancelled = self.cancelled or now < self._ends_at - max(
             _EARLY_S, 1.5 * self._options.drain_s

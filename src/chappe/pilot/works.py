@@ -19,7 +19,7 @@ from chappe.pilot.acks import Acks
 from chappe.pilot.aftermath import After, Judged
 from chappe.pilot.crew import Crew
 from chappe.pilot.desk import Arrival, Desk, Done, Work
-from chappe.pilot.ends import doubtful, end_of, of_cancelled
+from chappe.pilot.ends import doubtful, end_of, of_allocation, of_cancelled
 from chappe.pilot.fetching import Fetching
 from chappe.pilot.holding import Holding, Phase
 from chappe.pilot.holdings import Holdings
@@ -193,8 +193,10 @@ class Works:
             return
         if h.slot is not None:
             h.slot.turned_at = at
+        if self._lifetime.termed:
+            ended = of_allocation(ended)
         if doubtful(h, ended) and ended.key not in self._doubted:
-            # A rank's end may be heard of before that of its node.
+            # A rank's end may be heard of before that of its node, or a Job's before that of the allocation.
             self._doubted.add(ended.key)
             asyncio.get_running_loop().call_later(_DOUBT_S, self._settle_doubt, ended)
         elif h.after is None:
