@@ -305,3 +305,12 @@ def test_what_the_hub_counts_outlives_a_rollback(rig: StoreRig) -> None:
     rig.add_site("paris")
     assert rig.store.writer.catalog is not before
     assert rig.store.writer.catalog.shared == {"lic": 3}
+
+
+def test_the_hub_looks_for_urgent_jobs_where_only_kept_cores_are_free(
+    rig: StoreRig, site: SiteRig
+) -> None:
+    (_, urgent, _) = shaped(rig, site, [(99, 1), (100, 1), (0, 2)])
+    kept = cores(4, rooms=(NodeRoom(1, 2, GIB, (), None, 2),), cores=2, urgent=100, urgent_cores=2)
+    pilot = site.add_pilot()
+    assert ids(pilot.sync(capacity=kept).grants) == [urgent.id]

@@ -8,11 +8,7 @@ from chappe.pilot.holdings import Holdings
 from chappe.pilot.nodes import Need
 from chappe.pilot.placement import Placement, Urgent
 from chappe.testing.nodes import GIB, plain
-from chappe.testing.store import SiteRig, StoreRig, cores
 from tests.unit.test_pilot_holdings import end, grant, hand, take
-from tests.unit.test_store_acquire import ids, shaped, site
-
-__all__ = ["site"]  # a fixture
 
 ONE = Shape(("s",), 1)
 
@@ -52,15 +48,6 @@ def test_an_urgent_job_does_not_wait_for_a_large_one() -> None:
     capacity = Capacity(2, GIB, 4, GIB, urgent=100, urgent_cores=2, rooms=rooms)
     assert not Room(capacity, 9).take(ONE)
     assert Room(capacity, 9).take(ONE, 100)
-
-
-def test_the_hub_looks_for_urgent_jobs_where_only_kept_cores_are_free(
-    rig: StoreRig, site: SiteRig
-) -> None:
-    (_, urgent, _) = shaped(rig, site, [(99, 1), (100, 1), (0, 2)])
-    kept = cores(4, rooms=(NodeRoom(1, 2, GIB, (), None, 2),), cores=2, urgent=100, urgent_cores=2)
-    pilot = site.add_pilot()
-    assert ids(pilot.sync(capacity=kept).grants) == [urgent.id]
 
 
 def test_the_pilot_keeps_them_whatever_the_hub_grants() -> None:
