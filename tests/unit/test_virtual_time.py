@@ -29,14 +29,14 @@ POLICY = Policy(
     wait_s=HOUR_S,
     day_node_s=60 * HOUR_S,
 )
-FAULTS = Faults(timeout=0.2, crash=0.2, life_s=2 * HOUR_S)
+FAULTS = Faults(timeout=0.2, crash=0.2, life_s=HOUR_S)
 
 
 def test_nodes_are_kept_busy_with_mixed_jobs(memory: Path) -> None:
     """Wide Jobs are not starved by small ones, and small ones fill what wide ones leave."""
     with StoreRig(memory / "hub.db") as rig:
         world, site = World(rig), rig.add_site("s")
-        jobs = world.submit(site, 400, mixed(8), random.Random(1))
+        jobs = world.submit(site, 250, mixed(8), random.Random(1))
         VirtualPilot(world, site.add_pilot(), nodes=16, cores=8)
         world.run(24 * HOUR_S, lambda: world.waiting() == 0)
         assert world.busy() / (16 * 8 * (world.now - world.began_at)) >= 0.85
@@ -52,7 +52,7 @@ def campaign(rig: StoreRig, hours: float) -> tuple[Campaign, list[str]]:
     jobs: list[str] = []
 
     def submit() -> None:
-        jobs.extend(made.world.submit(made.site, 30, mixed(8), made.rng, retries=Retries(max=100)))
+        jobs.extend(made.world.submit(made.site, 24, mixed(8), made.rng, retries=Retries(max=100)))
         made.soon()
 
     for hour in range(0, int(hours) - 12, 6):

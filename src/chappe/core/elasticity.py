@@ -207,7 +207,7 @@ def _why(
     if asks or cancels:
         return f"{waiting} jobs wait, {len(seen.open)} allocations are open"
     if policy.kind is PolicyKind.KEEP:
-        return f"{policy.keep} allocations are to be kept, and are open or cannot be asked for"
+        return f"of {policy.keep} to be kept, all are open, or cannot be asked for"
     if not waiting:
         return "no job waits"
     if unmet:

@@ -98,10 +98,13 @@ class Campaign:
 
     def soon(self) -> None:
         """Something happened: the agent looks within a second, as its long poll lets it."""
-        due = self.world.now + 1.0
+        self._look_in(1.0)
+
+    def _look_in(self, seconds: float) -> None:
+        due = self.world.now + seconds
         if self._look_due is None or due < self._look_due:
             self._look_due = due
-            self.world.after(1.0, self._look)
+            self.world.after(seconds, self._look)
 
     def _tick(self) -> None:
         self.soon()
@@ -127,7 +130,7 @@ class Campaign:
         now = self.world.now
         self._surplus_at = {id: self._surplus_at.get(id, now) for id in plan.surplus}
         if plan.again_at is not None:
-            self.world.after(plan.again_at - now, self.soon)
+            self._look_in(plan.again_at - now)
         taken_back = {c.id for c in plan.cancels} | {a.instead_of for a in plan.asks}
         for batch in self.open:
             batch.cancel = batch.cancel or batch.id in taken_back
