@@ -43,5 +43,7 @@ def test_an_urgent_job_passes_those_that_fill_the_site(tmp_path: Path) -> None:
             finally:
                 client.admin.cancel_batch_job(pilot.id)
                 over = ("ended", "failed", "cancelled")
-                until(lambda: client.admin.batch_jobs()[0].state in over, "the pilot's end")
-                daemon.stop(site)
+                try:
+                    until(lambda: client.admin.batch_jobs()[0].state in over, "the pilot's end")
+                finally:
+                    daemon.stop(site)
