@@ -21,7 +21,6 @@ from chappe.testing import slurm as slurm_servers
 from chappe.testing.place import Databases
 from chappe.testing.postgres import PostgresServer
 from chappe.testing.slurm import SlurmCluster, TorqueCommands
-from tools.get_servers import UNPACKED
 
 #: Whether a skipped test is a failure.
 REQUIRE_ALL = os.environ.get("CHAPPE_TEST_REQUIRE") == "all"
@@ -80,6 +79,8 @@ def torque(
     require: Require, slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> TorqueCommands:
     """The commands of PBS in front of that cluster."""
+    from tools.get_servers import UNPACKED  # here: this file is also tried outside of the checkout
+
     found = UNPACKED / "torque/usr/bin"
     require((found / "qsub").exists(), "PBS commands", "./run test as root on Debian unpacks them")
     return TorqueCommands(found, slurm, tmp_path_factory.mktemp("torque"))
