@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from chappe.pilot.memory import OomKills, by_run, pss_bytes
+from chappe.pilot import memory
+from chappe.pilot.memory import OomKills, by_run, exact_bytes, pss_bytes
 
 MIB = 1 << 20
 
@@ -42,6 +43,15 @@ def test_a_run_is_its_main_process_and_all_that_descends_from_it(family: tuple[i
     assert found[key][child] > 64 * MIB > found[key][parent]
     assert os.getpid() not in found[other]
     assert 64 * MIB < pss_bytes(child) < 128 * MIB
+
+
+def test_shares_that_were_counted_twice_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first ends between the two readings, and what it shared falls to the second.
+    shares = iter([50, 100, 0, 100])
+    monkeypatch.setattr(memory, "pss_bytes", lambda _: next(shares))
+    assert exact_bytes([1, 2], 120) == 100
+    monkeypatch.setattr(memory, "pss_bytes", lambda _: 70)
+    assert exact_bytes([1, 2], 120) == 140
 
 
 def test_a_process_that_is_gone_uses_nothing() -> None:

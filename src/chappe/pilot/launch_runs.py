@@ -255,7 +255,7 @@ class Runs:
         found = memory.by_run({run.pid: run.task.key for run in limited}, self._session)
         for run in limited:
             used, limit = found[run.task.key], run.task.mem_limit_bytes
-            if sum(used.values()) > limit and (exact := sum(map(memory.pss_bytes, used))) > limit:
+            if sum(used.values()) > limit and (exact := memory.exact_bytes(used, limit)) > limit:
                 run.note = f"used {exact} of {limit} bytes of memory"
                 over.append((run, OUT_OF_MEMORY, 0.0))
         self._end(over)

@@ -12,7 +12,7 @@ A kill by the kernel shows as SIGKILL and as a count of our cgroup that has grow
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +61,14 @@ def pss_bytes(pid: int) -> int:
                 return int(line.split()[1]) * 1024
     process = None if path.exists() else _process(pid)
     return 0 if process is None else process.rss_bytes
+
+
+def exact_bytes(pids: Iterable[int], limit: int) -> int:
+    """What these processes use together, at least. Their shares are read one after the other: those of one
+    that ends meanwhile fall to the others and are counted twice, so what is over the limit is read again."""
+    pids = list(pids)
+    used = sum(map(pss_bytes, pids))
+    return used if used <= limit else min(used, sum(map(pss_bytes, pids)))
 
 
 class OomKills:
