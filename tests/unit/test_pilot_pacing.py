@@ -53,6 +53,12 @@ def test_a_slow_hub_is_asked_less_often_also_for_few() -> None:
     assert pacer.next_at == 100.0 + 4 * FEW_TOOK_S
 
 
+def test_where_work_waits_in_line_reports_gather_however_few() -> None:
+    pacer = Pacer()
+    pacer.answered(100.0, 100.003, 0.003, granted=False, reports=1, backlog=True)
+    assert pacer.next_at == 100.012
+
+
 def test_few_reports_wait_for_nothing() -> None:
     pacer = Pacer()
     assert pacer.next_at == 0.0

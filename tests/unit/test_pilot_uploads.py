@@ -137,6 +137,26 @@ async def test_what_comes_while_a_request_is_under_way_makes_the_next(rig: Rig) 
     assert all(end.outcome.ok and end.outcome.result_sha256 and not end.result for end in ends)
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 3600.0])
+async def test_a_stream_of_small_results_is_read_many_at_a_time(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, pause_s: float
+) -> None:
+    monkeypatch.setattr(limits, "REPORT_RESULT_BYTES", 1_000)
+    monkeypatch.setattr(uploads, "_STREAM_S", pause_s)
+    rig.add(*[f"a{n}" for n in range(100)])
+    await rig.all()
+    for n in range(20):
+        rig.add(f"b{n}")
+        await asyncio.sleep(0)
+    if pause_s:
+        assert (rig.hops, len(rig.uploads)) == (1, 20)
+        rig.uploads.cancel()
+    else:
+        await rig.all()
+        assert [end.job for end in rig.told[100:]] == [f"b{n}" for n in range(20)]
+    assert rig.hub.requests == []
+
+
 async def test_it_begins_again_after_all_was_sent(rig: Rig) -> None:
     for name in ("a", "b"):
         rig.add(name)

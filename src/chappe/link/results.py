@@ -117,7 +117,7 @@ def read_bounded(path: Path) -> bytes:
             raise _unreadable(path, "it is not a plain file")
         if found.st_size > limits.RESULT_BYTES:
             raise _too_large(path.name, found.st_size)
-        data = _read(fd)
+        data = _read(fd, found.st_size)
     except OSError as e:
         raise _unreadable(path, e.strerror or "error") from e
     finally:
@@ -127,10 +127,14 @@ def read_bounded(path: Path) -> bytes:
     return data
 
 
-def _read(fd: int) -> bytes:
-    """The whole file, or a little more than the limit if it grew meanwhile."""
-    parts: list[bytes] = []
-    left = limits.RESULT_BYTES + 1
+def _read(fd: int, size: int) -> bytes:
+    """The whole file, or a little more than the limit if it grew meanwhile. To read a few bytes into a
+    buffer of a MiB, and once more to see the end, costs more than all the rest."""
+    data = os.read(fd, size + 1)
+    if len(data) == size:
+        return data
+    parts = [data]
+    left = limits.RESULT_BYTES + 1 - len(data)
     while left > 0 and (part := os.read(fd, left)):
         parts.append(part)
         left -= len(part)

@@ -41,9 +41,9 @@ class Sent(NamedTuple):
 class Contact:
     """Asks `build` for a request whenever one is due, and gives each answer to `answered`.
 
-    `waiting` tells how much there is to report, `urgent` whether it is more than starts. `failed` gets back
-    a request that the Hub will not take; `check_token` is called when it does not take the token, and may
-    raise to end the contact.
+    `waiting` tells how much there is to report, `urgent` whether it is more than starts, `backlog` whether
+    more Jobs are at hand than can run. `failed` gets back a request that the Hub will not take;
+    `check_token` is called when it does not take the token, and may raise to end the contact.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Contact:
         build: Callable[[], Sent],
         waiting: Callable[[], int],
         urgent: Callable[[], bool],
+        backlog: Callable[[], bool],
         answered: Callable[[Sent, SyncReply], bool],
         failed: Callable[[Sent], None],
         check_token: Callable[[], None],
@@ -63,6 +64,7 @@ class Contact:
         self._build = build
         self._waiting = waiting
         self._urgent = urgent
+        self._backlog = backlog
         self._answered = answered
         self._failed = failed
         self._check_token = check_token
@@ -159,7 +161,9 @@ class Contact:
             self._took_s = now - began
         granted = self._answered(sent, reply)
         reports = len(sent.request.reports)
-        self._quiet_until = self._pacer.answered(began, now, self._took_s, granted, reports)
+        self._quiet_until = self._pacer.answered(
+            began, now, self._took_s, granted, reports, backlog=self._backlog()
+        )
 
     async def _recover(self, sent: Sent, error: ChappeError) -> bool:
         """After a failure: whether the same request is to be sent again."""

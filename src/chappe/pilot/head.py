@@ -112,6 +112,7 @@ class Head:
             build=self._build,
             waiting=lambda: len(self._outbox) + self._holdings.returns,
             urgent=lambda: self._outbox.urgent or self._holdings.returns > 0,
+            backlog=lambda: self._holdings.backlog,
             answered=self._answered,
             failed=self._failed,
             check_token=self._check_token,

@@ -211,6 +211,11 @@ class Holdings:
         self._reported = {job for job in jobs if job in self._held}
 
     @property
+    def backlog(self) -> bool:
+        """Whether more is at hand than can run now."""
+        return bool(self._line)
+
+    @property
     def returns(self) -> int:
         """How many grants wait to be handed back."""
         return len(self._returning)

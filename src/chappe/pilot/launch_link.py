@@ -25,8 +25,8 @@ from chappe.pilot.launch_wire import (
     encode,
 )
 
-_READ_BYTES = 256 * 1024
-_READS_PER_TURN = 16
+_READ_BYTES = 64 * 1024
+_READS_PER_TURN = 64
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _PATH_BYTES = 107
 

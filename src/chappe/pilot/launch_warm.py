@@ -39,7 +39,7 @@ from chappe.pilot.spawn import Spawner, StartError
 if TYPE_CHECKING:
     from chappe.pilot.launch_table import Run, Table
 
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
 _ZYGOTE_START_S = 120.0
 _ZYGOTE_DEATHS = 3
 

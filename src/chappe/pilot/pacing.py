@@ -18,10 +18,11 @@ from chappe.core.rates import Rate
 
 FEW_PER_S = 150.0
 FEW_TOOK_S = 0.1
-"""With fewer reports than that, to a Hub that answers within that, none waits for others. One who makes one
-call after the other gets by with 70 a second; a stream of short Jobs brings a thousand."""
+"""With fewer reports than that, to a Hub that answers within that, and no Jobs at hand for which there is no
+room yet, no report waits for others. One who makes one call after the other gets by with 70 a second; where
+work waits in line, nobody waits for a single end of it."""
 
-START_S = 0.005
+START_S = 0.02
 """How long a start may wait for the end of its Job, which is told instead of it. What is shorter than that is
 nobody's to watch."""
 
@@ -62,15 +63,22 @@ class Pacer:
         self._rate = Rate()
 
     def answered(
-        self, sent_at: float, now: float, took_s: float, granted: bool, reports: int = 0
+        self,
+        sent_at: float,
+        now: float,
+        took_s: float,
+        granted: bool,
+        reports: int = 0,
+        backlog: bool = False,
     ) -> float:
         """A sync was answered; returns until when a sync that reports nothing is to wait.
 
         `granted`: it brought grants, so there will soon be something to report. `took_s` is what the Hub and
-        the network took for the last sync that was not held.
+        the network took for the last sync that was not held. `backlog`: more is at hand than can run now.
         """
         self._failures = 0
-        if self._rate.add(reports, now) < FEW_PER_S and took_s < FEW_TOOK_S:
+        few = self._rate.add(reports, now) < FEW_PER_S and took_s < FEW_TOOK_S
+        if few and not backlog:
             self.next_at = now
         else:
             self.next_at = sent_at + self._gap(took_s, reports)

@@ -6,6 +6,8 @@ a request costs the Hub 1 ms and us more, whatever it carries, and several at on
 of short Jobs, of which nobody waits for a single one. The Hub judges each result by itself.
 
 A result of a few KiB saves all that: it goes with the report of its end, and is stored in the same commit.
+Of a stream of such results ten milliseconds' worth are read in one hop to the disk thread and back, which
+costs more than the reading.
 
 The Hub refuses an end that claims a result which it does not have. While it is away, results wait in their
 files and ends in the journal, and are tried again for as long as the pilot lives.
@@ -22,6 +24,7 @@ import msgspec
 from chappe.core import limits
 from chappe.core.errors import ChappeError, Unauthenticated
 from chappe.core.faults import reach
+from chappe.core.rates import Rate
 from chappe.link.clock import boottime
 from chappe.link.http import HubClient
 from chappe.link.journal import End
@@ -35,6 +38,8 @@ from chappe.wire.results import Kept, PutResults, PutResultsReply, ResultUpload,
 _RETRY_MOST_S = 10.0
 _GATHER_FACTOR = 4.0
 _GATHER_MOST_S = 0.25
+_STREAM_PER_S = 50.0
+_STREAM_S = 0.01
 _FRAME_BYTES = 400
 """More than what surrounds the bytes of one result in a request."""
 
@@ -53,6 +58,7 @@ class Uploads:
         self._on_end = on_end
         self._waiting: deque[End] = deque()
         self._count = 0
+        self._rate = Rate()
         self._running: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -96,6 +102,7 @@ class Uploads:
                 rest = ends[len(checked) :]
                 self._waiting.extendleft(reversed(rest))
                 reach("pilot.before_result_put")
+                per_s = self._rate.add(len(checked), boottime())
                 good = []
                 for end, result in checked:
                     if isinstance(result, ResultProblem):
@@ -104,7 +111,9 @@ class Uploads:
                         self._done(_told(end, result, result.data))
                     else:
                         good.append((end, result))
-                if good:
+                if not good and not rest and per_s >= _STREAM_PER_S:
+                    await asyncio.sleep(_STREAM_S)
+                elif good:
                     began = boottime()
                     await self._send(good)
                     gather_s = min(_GATHER_MOST_S, _GATHER_FACTOR * (boottime() - began))
