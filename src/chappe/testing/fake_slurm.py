@@ -71,7 +71,10 @@ def _state(directory: Path) -> Iterator[dict[str, Any]]:
         if path.exists():
             state = json.loads(path.read_text())
         yield state
-        path.write_text(json.dumps(state))
+        # A command may be killed at any moment.
+        written = directory / "state.new"
+        written.write_text(json.dumps(state))
+        written.replace(path)
 
 
 class _Play:
