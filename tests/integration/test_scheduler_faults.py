@@ -15,11 +15,11 @@ import msgspec
 import pytest
 
 from chappe.core.ids import SiteId
-from chappe.core.policy import Policy, QueueRule
-from chappe.link.clock import boottime, new_id
+from chappe.core.policy import Breaker, Policy, QueueRule
+from chappe.link.clock import boottime, new_id, now
 from chappe.site.batch import BatchJobs
 from chappe.site.book import Book
-from chappe.site.calls import Calls, read_record
+from chappe.site.calls import CallRecord, Calls, read_record
 from chappe.site.config import Hub, PilotConfig, SchedulerConfig, SiteConfig, SiteIdentity
 from chappe.site.elastic import Elastic
 from chappe.site.paths import SitePaths
@@ -239,6 +239,37 @@ def test_a_job_that_began_and_was_forgotten_is_not_submitted_again(
     assert len(fake.calls("sbatch")) == 1
 
 
+def test_the_id_that_pbs_gives_a_script_is_the_one_that_qsub_told(
+    root: Path, fake: FakeSlurm
+) -> None:
+    fake.will("sbatch", "accept_timeout")
+    agent = Agent(root)
+    ident = agent.order()
+    agent.run_until(fake.jobs, "taken")
+    claim = agent.paths.session(agent.book.batches[ident].session) / CLAIM
+    claim.mkdir(exist_ok=True)
+    (claim / "id").write_text("1.server.example.org\n")
+    agent.run_until(submitted(agent, ident), "known by its name and its claim")
+    assert agent.book.batches[ident].scheduler_id == "1"
+    assert not fake.calls("scancel")
+
+
+def test_a_scheduler_of_our_own_is_believed_more_than_the_allocation_around_it(
+    root: Path, fake: FakeSlurm
+) -> None:
+    fake.will("sbatch", "accept_timeout")
+    agent = Agent(root)
+    agent.scheduler.quirks = Quirks(shared=False, settle_s=0.0)
+    ident = agent.order()
+    agent.run_until(fake.jobs, "taken")
+    claim = agent.paths.session(agent.book.batches[ident].session) / CLAIM
+    claim.mkdir(exist_ok=True)
+    (claim / "id").write_text("4711\n")
+    agent.run_until(submitted(agent, ident), "found by its name")
+    assert agent.book.batches[ident].scheduler_id == "1"
+    assert not fake.calls("scancel")
+
+
 def test_of_two_jobs_under_one_name_only_the_first_is_kept(root: Path, fake: FakeSlurm) -> None:
     fake.will("sbatch", "accept_timeout")
     agent = Agent(root)
@@ -374,6 +405,27 @@ def test_no_more_is_submitted_than_there_is_room_and_the_next_when_there_is(
     agent.run_until(lambda: agent.phase(idents[0]) is Phase.ENDED, "the end of one")
     next_round(agent)
     agent.run_until(lambda: len(fake.jobs()) == 3, "the third")
+
+
+def test_what_was_registered_while_the_scheduler_was_left_alone_waits_for_room(
+    root: Path, fake: FakeSlurm
+) -> None:
+    policy = msgspec.structs.replace(FREE, queued_max=1)
+    calls = SitePaths.of(root).calls
+    calls.parent.mkdir(parents=True)
+    calls.write_bytes(msgspec.json.encode(CallRecord(0.0, breaker=Breaker(3, now() + 3600.0))))
+    first = Agent(root, policy)
+    idents = [first.order() for _ in range(3)]
+    first.run_until(
+        lambda: all(first.book.batches[i].registered for i in idents), "all are registered"
+    )
+    first.close()
+    calls.unlink()
+    second = Agent(root, policy)
+    second.run_until(fake.jobs, "one submitted")
+    before = len(fake.calls("squeue"))
+    second.run_until(lambda: len(fake.calls("squeue")) >= before + 3, "some more looks")
+    assert len(fake.jobs()) == 1
 
 
 def next_round(agent: Agent) -> None:

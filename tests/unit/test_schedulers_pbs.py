@@ -110,7 +110,14 @@ def test_wishes_of_torque() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"qos": "low"}, {"reservation": "r"}, {"cores": 0}, {"session_dir": "/a b"}]
+    "change",
+    [
+        {"qos": "low"},
+        {"reservation": "r"},
+        {"cores": 0},
+        {"session_dir": "/a b"},
+        {"constraint": "fast,walltime=999:00:00"},
+    ],
 )
 def test_what_pbs_has_no_words_for_is_refused(change: dict[str, object]) -> None:
     facts = {f: getattr(BATCH, f) for f in BATCH.__struct_fields__} | change

@@ -110,6 +110,11 @@ PREFIX = "sbatch: error: Batch job submission failed: "
         (f"{PREFIX}Unable to contact slurm controller (connect failure)", SchedulerDown),
         ("sbatch: error: Slurm temporarily unable to accept job, sleeping", SchedulerDown),
         (f"{PREFIX}Socket timed out on send/recv operation", SubmitUnclear),
+        (
+            "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n"
+            f"{PREFIX}Socket timed out on send/recv operation",
+            SubmitUnclear,
+        ),
         (f"{PREFIX}Zero Bytes were transmitted or received", SubmitUnclear),
         ("", SubmitUnclear),
     ],

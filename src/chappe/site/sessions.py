@@ -177,10 +177,10 @@ def batch_of(
 
 def claimed_by(paths: SitePaths, session: str) -> str | None:
     """The scheduler's id of the allocation that has begun for a Session; "" when it could not say; None when
-    none has."""
+    none has. PBS adds the name of its server, which no id of ours has."""
     claim = paths.session(session) / CLAIM
     try:
-        return (claim / "id").read_text(encoding="ascii").strip()[:100]
+        return (claim / "id").read_text(encoding="ascii").strip().partition(".")[0][:100]
     except (OSError, UnicodeDecodeError):
         return "" if claim.exists() else None
 

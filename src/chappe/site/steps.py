@@ -216,6 +216,8 @@ class Steps:
 
     async def _submit(self, batch: Batch) -> None:
         """Call the scheduler. Whatever happens after the intention is written, it may have the job."""
+        # Many may have been registered while the scheduler was left alone, and found room then.
+        self._check_room(sessions.with_defaults(self._config, batch.wanted.intent))
         self._calls.take_submission()
         self._jobs.add(Intended(batch.id))
         faults.reach("agent.after_intent")
@@ -249,8 +251,9 @@ class Steps:
         """Nobody knows whether the scheduler has it: look for its name; only without it, submit."""
         ids = await self._find(batch.name)
         claimed = sessions.claimed_by(self._paths, batch.session)
-        if claimed:
-            # It began, whatever the scheduler knows of it: it may have lost its memory.
+        if claimed and self._scheduler.quirks.shared:
+            # It began, whatever the scheduler knows of it: it may have lost its memory. (Our own forgets
+            # nothing, and inside of an allocation the id would be that one's.)
             ids = [claimed, *(i for i in ids if i != claimed)]
         left_s = self._doubtful_until.get(batch.id, 0.0) - boottime()
         if ids:

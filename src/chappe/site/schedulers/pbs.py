@@ -75,6 +75,13 @@ class Pbs(Plain):
                 f"{batch.session_dir!r} cannot be named in a `#PBS` line; letters, digits and _./+- can",
                 field="site_dir",
             )
+        if set(batch.constraint) & set(",&|*()[]"):
+            # After a comma would stand a resource of its own, as the time, past the Site's policy.
+            raise Invalid(
+                f"{batch.constraint!r} is no constraint for PBS: one feature, or name=value, and more after "
+                "a colon",
+                field="intent.constraint",
+            )
         options = [f"-N {batch.name}", "-j oe", f"-o {batch.session_dir}/batch.out", "-r n"]
         options += self._resources(batch)
         if batch.wall_s is not None:

@@ -61,6 +61,8 @@ _STATES: dict[str, tuple[Phase, str]] = {
 }
 _NO_SUCH_JOB = "Invalid job id specified"
 _NO_ACCOUNTING = "accounting storage is disabled"
+#: It may have taken the job, whatever else was said: sbatch tries again by itself, and tells of each time.
+_UNCLEAR = re.compile(r"timed out|zero bytes|send/recv|receive_msg", re.IGNORECASE)
 #: The controller never read the request.
 _DOWN = re.compile(
     r"unable to contact slurm controller|connection refused|unable to establish|unable to resolve|"
@@ -132,6 +134,8 @@ class Slurm(Plain):
                     return found.group(1)
             raise SubmitUnclear(f"sbatch succeeded and said: {said(stdout, stderr)}")
         words = said(stdout, stderr)
+        if _UNCLEAR.search(stderr):
+            raise SubmitUnclear(f"sbatch: {words}")
         if _DOWN.search(stderr):
             raise SchedulerDown(f"sbatch: {words}")
         if exit_code == 1 and not stdout.strip() and _REFUSED.search(stderr):
