@@ -243,3 +243,24 @@ async def test_idle_one_poll_is_pending_and_nothing_else_is_asked(rig: Rig) -> N
     await rig.reported(job, "end")
     await until(lambda: rig.hub.requests[-1].wait_s > 0 and not rig.held(), "it polls again")
     assert len(rig.hub.calls) - before < 8
+
+
+async def test_what_is_granted_while_an_idle_pilot_ends_is_handed_back(rig: Rig) -> None:
+    given: list[str] = []
+
+    def grant_to_the_poll(request: SyncRequest, reply: SyncReply) -> SyncReply:
+        # The poll is answered because the pilot, idle for too long, woke the Hub.
+        if request.wait_s and request.capacity is not None and not given:
+            given.extend(rig.grant(rig.site.spec("true")))
+            reply = msgspec.structs.replace(
+                reply, grants=rig.hub.grants, submissions=rig.hub.submissions
+            )
+            rig.hub.grants, rig.hub.submissions = [], []
+        return reply
+
+    rig.hub.script = grant_to_the_poll
+    await rig.start(idle_s=0.2)
+    assert await rig.pilot.ended() == 0
+    assert given
+    assert [r.job for request in rig.hub.requests for r in request.returned] == given
+    assert rig.hub.reports == []

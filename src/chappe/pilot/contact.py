@@ -72,6 +72,7 @@ class Contact:
         self._due = asyncio.Event()
         self._poll = 0  # the number of the request that is out and that the Hub may hold, else 0
         self._woken = 0
+        self._out: Sent | None = None
         self._wakes: set[asyncio.Task[None]] = set()
         self._took_s = 0.0
         self._quiet_until = 0.0
@@ -82,6 +83,11 @@ class Contact:
         if not self._due.is_set():
             self._due.set()
             self._wake_hub()
+
+    @property
+    def asks(self) -> bool:
+        """Whether a request for work is on its way, and the Hub, which was in reach, may grant some."""
+        return self._out is not None and self._out.request.capacity is not None
 
     async def run(self) -> None:
         """Keep the contact for ever. Raises SessionDead."""
@@ -129,6 +135,7 @@ class Contact:
         while True:
             began = boottime()
             self._poll = sent.request.request_no if wait_s > 0 else 0
+            self._out = sent
             if self._due.is_set():
                 self._wake_hub()  # a repeated poll, and meanwhile there is something to say
             try:
@@ -144,10 +151,12 @@ class Contact:
                 raise
             except ChappeError as e:
                 self._poll = self._woken = 0
+                self._out = None
                 if not await self._recover(sent, e):
                     return
             else:
                 self._poll = 0
+                self._out = None
                 self._read(sent, reply, began, wait_s)
                 return
 

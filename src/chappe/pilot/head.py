@@ -359,6 +359,8 @@ class Head:
     def _check_over(self) -> None:
         if (
             self._lifetime.draining
+            # What an answer grants meanwhile is handed back: else the Hub must take it for begun.
+            and not self._contact.asks
             and not len(self._holdings)
             and not self._holdings.returns
             and self._outbox.empty
