@@ -13,7 +13,9 @@ import pytest
 from chappe.core.errors import Conflict, NotFound
 from chappe.link.clock import new_id
 from chappe.link.http import HubClient
+from chappe.store.standing import LOOKS
 from chappe.testing.hub import RunningHub
+from chappe.wire.demand import Demand
 from chappe.wire.jobs import ActOnJobs, JobFilter, JobView
 from chappe.wire.sites import (
     AgentHello,
@@ -82,6 +84,31 @@ async def test_a_pilot_without_room_is_not_woken_for_work(shared_hub: RunningHub
         await pilot.client.request("POST", "/v1/sync/wake")
         reply = await task
         assert reply.grants == []
+
+
+async def commands(client: HubClient) -> int:
+    """How many commands the Hub has committed."""
+    text = (await client.fetch("GET", "/metrics")).data.decode()
+    found = re.search(r"^chappe_commands_total (\S+)", text, re.M)
+    assert found is not None
+    return int(float(found.group(1)))
+
+
+async def test_who_is_woken_for_nothing_waits_on(shared_hub: RunningHub) -> None:
+    async with world(shared_hub) as w:
+        # More than look in the commit that makes the work: all are woken, and it fits none of them.
+        pilots = [await w.pilot() for _ in range(LOOKS + 1)]
+        tasks = [asyncio.create_task(p.sync(wait_s=WAIT_S)) for p in pilots]
+        await waiting(w, len(pilots))
+        await w.create(1, resources={"nodes": 5})
+        deadline, before = time.monotonic() + WITHIN_S, -1
+        while (now := await commands(w.user)) != before:
+            assert time.monotonic() < deadline, "they look again and again"
+            before = now
+            await asyncio.sleep(0.5)
+        for pilot in pilots:
+            await pilot.client.request("POST", "/v1/sync/wake")
+        assert [reply.grants for reply in await asyncio.gather(*tasks)] == [[]] * len(pilots)
 
 
 async def test_the_time_it_waits_is_bounded(shared_hub: RunningHub) -> None:
@@ -251,6 +278,23 @@ async def test_a_cancel_is_told_once_and_then_waits_with_the_agent(shared_hub: R
         assert not task.done()
         other = await ask(w)
         assert [(o.id, o.cancel) for o in (await task).orders] == [(other, False)]
+
+
+async def test_what_waits_for_a_pilot_wakes_an_agent_that_follows_it(
+    shared_hub: RunningHub,
+) -> None:
+    async with world(shared_hub) as w:
+        path = f"/v1/sites/{w.site_id}/demand"
+        before = await w.site.request("GET", path, reply=Demand)
+        body = AgentSync(w.agent, wait_s=WAIT_S, demand=before.mark)
+        task = asyncio.create_task(
+            w.site.request("POST", f"/v1/sites/{w.site_id}/sync", body, AgentSyncReply)
+        )
+        await waiting(w, 1)
+        await w.create(3)
+        demand = (await task).demand
+        assert demand is not None
+        assert [one.jobs for one in demand.waiting] == [3]
 
 
 async def test_another_agent_is_refused_and_a_successor_is_not(shared_hub: RunningHub) -> None:

@@ -139,6 +139,7 @@ class Hub:
             self.auth.revoked(effects.revoked)
             self.streams.cut(effects.revoked)
         self.polls.hint(("work", n) for n in effects.work)
+        self.polls.hint(("waiting", n) for n in effects.work | effects.left)
         self.polls.hint(("session", id) for id in effects.kill)
         self.polls.hint(("agent", n) for n in effects.agents)
         self.streams.hint(effects.events, effects.ends)
@@ -155,6 +156,7 @@ def _merge(into: Effects, more: Effects) -> None:
     into.events.update(more.events)
     into.ends |= more.ends
     into.work |= more.work
+    into.left |= more.left
     into.kill |= more.kill
     into.agents |= more.agents
     into.revoked |= more.revoked

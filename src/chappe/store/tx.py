@@ -122,11 +122,15 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(slots=True)
 class Effects:
-    """What a commit changed that somebody may be waiting for. Hints only: the truth is re-read."""
+    """What a commit changed that somebody may be waiting for. Hints only: the truth is re-read.
+
+    `work`: Sites with work at which a pilot may look; `left`: those where the pilots have looked and left some.
+    """
 
     events: dict[int, int] = field(default_factory=dict)
     ends: set[int] = field(default_factory=set)
     work: set[int] = field(default_factory=set)
+    left: set[int] = field(default_factory=set)
     kill: set[str] = field(default_factory=set)
     agents: set[int] = field(default_factory=set)
     revoked: set[str] = field(default_factory=set)

@@ -281,7 +281,8 @@ class Writer:
 
     def _serve(self, tx: Tx, answers: _Answers) -> bool:
         """Have those look, within this transaction, that stay for a Site for which it made work. Sites where
-        nobody else need look are struck from the hints. Whether any looked."""
+        no other pilot need look are struck from the hints; what is left there, an agent may want to know.
+        Whether any looked."""
         served = False
         for site in tuple(tx.effects.work):
             more = self.standing.has_more(site)
@@ -292,8 +293,11 @@ class Writer:
                 if command.stay is not None and tx.has_work(site):
                     answers[command] = self._execute(tx, command, command.stay.fn)
                     served = True
-            if not (more and tx.has_work(site)):
+            if not tx.has_work(site):
                 tx.effects.work.discard(site)
+            elif not more:
+                tx.effects.work.discard(site)
+                tx.effects.left.add(site)
         return served
 
     @staticmethod

@@ -86,8 +86,8 @@ async def sync(call: Call[AgentSync, None]) -> AgentSyncReply:
         reply = await hub.write(store.agent_sync, p, call.path["id"], body)
     else:
         key = ("agent", p.site_n)
-        work = [] if body.demand is None else [("work", p.site_n)]
-        with hub.polls.poll(key, 0, (key, *work)) as poll:
+        waiting = [] if body.demand is None else [("waiting", p.site_n)]
+        with hub.polls.poll(key, 0, (key, *waiting)) as poll:
             reply = _with_wishes(call, await hub.write(store.agent_sync, p, call.path["id"], body))
             if not _news(call, reply):
                 reply = await _wait(call, poll, reply)

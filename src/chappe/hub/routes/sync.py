@@ -84,16 +84,22 @@ async def _wait(
     leaving = asyncio.ensure_future(call.left())
     leaving.add_done_callback(lambda _left: poll.end())
     look: Callable[..., SyncReply] = store.sync
+
+    def hint(_answered: object) -> None:
+        poll.hint()
+
     if _wishes(call):
         poll.hint()
     try:
         while True:
             command = writer.stand(stay, look, p, req)
             answered = asyncio.wrap_future(command.future)
-            answered.add_done_callback(lambda _: poll.hint())
+            answered.add_done_callback(hint)
             try:
                 waits = await poll.wait(deadline)
             finally:
+                # What we ask for ourselves now is no hint: it would have us look again, without end.
+                answered.remove_done_callback(hint)
                 writer.standing.leave(command)
             reply = await hub.answer(answered)
             hub.metrics.sync(reply)
