@@ -124,7 +124,7 @@ _encode = msgspec.json.Encoder().encode
 class Effects:
     """What a commit changed that somebody may be waiting for. Hints only: the truth is re-read.
 
-    `work`: Sites with work at which a pilot may look; `left`: those where the pilots have looked and left some.
+    `work`: Sites with work at which a pilot may look; `left`: those where all pilots have, and some is left.
     """
 
     events: dict[int, int] = field(default_factory=dict)
