@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from chappe.sdk.sync import Job
@@ -17,6 +18,12 @@ def goes_on(cluster: Cluster, jobs: Sequence[Job]) -> None:
     """Wait until more have ended."""
     before = cluster.ended(jobs)
     until(lambda: cluster.ended(jobs) > before + 4, "some more end")
+
+
+def running(slurm: SlurmCluster, batch_job: str) -> str:
+    """Slurm's id of a BatchJob that runs; empty while it does not."""
+    name = f"chappe-{batch_job}"
+    return next((job for job, n, state in slurm.jobs() if (n, state) == (name, "RUNNING")), "")
 
 
 def test_allocations_are_cancelled_and_killed_and_nothing_is_lost(
@@ -34,9 +41,9 @@ def test_allocations_are_cancelled_and_killed_and_nothing_is_lost(
         jobs = cluster.submit(JOBS, site, beats=10, beat_s=0.1)
         for n, how in enumerate(([], ["--signal=KILL", "--full"])):
             goes_on(cluster, jobs)
-            running = {name: job for job, name, state in slurm.jobs() if state == "RUNNING"}
+            doomed = until(partial(running, slurm, wanted[n]), "it runs")
             # By hand, once as scancel does it, with a signal to all processes, and once without a warning.
-            slurm.run("scancel", *how, running[f"chappe-{wanted[n]}"])
+            slurm.run("scancel", *how, doomed)
         cluster.wait(jobs)
         views = cluster.judge(jobs)
         assert {view.state for view in views} == {"JOB_FINISHED"}

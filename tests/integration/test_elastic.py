@@ -81,7 +81,7 @@ def test_a_killed_agent_asks_for_nothing_twice(cluster: Cluster, tmp_path: Path)
     until(lambda: not site.agent_up, "the agent's death")
     site.start()
     until(lambda: len(site.jobs()) >= 4, "all run at once")
-    assert states(cluster) == {"running": 2}
+    until(lambda: states(cluster) == {"running": 2}, "the scheduler's word of both")
     (tmp_path / "gate").touch()
     cluster.wait(jobs)
     until(lambda: states(cluster) == {"ended": 2}, "idle pilots end")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from chappe.core.elastic import NodeSize, PolicyKind
@@ -12,9 +13,9 @@ from chappe.link.clock import new_id, now
 from chappe.site import config
 from chappe.site.batch import BatchJobs
 from chappe.site.book import Batch, Book, Buried, Forgotten, Said, Wanted, read_book
-from chappe.site.config import SiteConfig
+from chappe.site.config import SchedulerConfig, SiteConfig
 from chappe.site.elastic import Elastic
-from chappe.site.elastic_inputs import policy_of
+from chappe.site.elastic_inputs import policy_of, situation
 from chappe.site.paths import SitePaths
 from chappe.site.schedulers.base import Phase
 from chappe.site.wakeup import Wakeups
@@ -156,6 +157,16 @@ def test_a_smaller_one_is_not_submitted_beside_what_it_replaces(book: Book) -> N
     assert jobs.awaits_another(smaller[0])
     book.add(Said(old.id, Phase.CANCELLED, "", now()))
     assert not jobs.awaits_another(smaller[0])
+    book.close()
+
+
+def test_what_was_asked_for_without_an_account_is_spent_from_the_sites(book: Book) -> None:
+    made = site()
+    made = msgspec.structs.replace(made, scheduler=SchedulerConfig("slurm", account="ocean"))
+    at = now()
+    for account, node_s in (("", 100.0), ("ocean", 10.0), ("ice", 1.0)):
+        book.memory.ended(at - 1.0, account, node_s)
+    assert situation(made, book, None, {}, at).spent == {"ocean": 110.0, "ice": 1.0}
     book.close()
 
 

@@ -92,6 +92,11 @@ def situation(
     offers = {} if demand is None else {p.session: p for p in demand.pilots}
     named = config.resources.named
     used: Mapping[str, int] = {} if demand is None else demand.named_used
+    spent = pages.memory.spent_since(at - DAY_S)
+    # What was asked for without an account was billed to the Site's.
+    if unnamed := spent.pop("", 0.0):
+        account = config.scheduler.account
+        spent[account] = spent.get(account, 0.0) + unnamed
     return Situation(
         now=at,
         demand=tuple(Waiting(w.shape, w.jobs) for w in waiting),
@@ -103,7 +108,7 @@ def situation(
         node=config.elastic.node or pages.memory.node,
         named_free={name: have - used.get(name, 0) for name, have in named.items()},
         waits=pages.memory.waits,
-        spent=pages.memory.spent_since(at - DAY_S),
+        spent=spent,
     )
 
 
