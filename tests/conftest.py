@@ -16,8 +16,10 @@ from typing import Protocol, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 
+from chappe.testing import gridengine as gridengine_servers
 from chappe.testing import postgres as postgresql
 from chappe.testing import slurm as slurm_servers
+from chappe.testing.gridengine import GridEngineCell
 from chappe.testing.place import Databases
 from chappe.testing.postgres import PostgresServer
 from chappe.testing.slurm import SlurmCluster, TorqueCommands
@@ -84,6 +86,14 @@ def torque(
     found = UNPACKED / "torque/usr/bin"
     require((found / "qsub").exists(), "PBS commands", "./run test as root on Debian unpacks them")
     return TorqueCommands(found, slurm, tmp_path_factory.mktemp("torque"))
+
+
+@pytest.fixture(scope="session")
+def gridengine(require: Require) -> Generator[GridEngineCell, None, None]:
+    """A Grid Engine of this run's own, of one host."""
+    require(gridengine_servers.available(), "Grid Engine", gridengine_servers.HOW_TO_GET)
+    with GridEngineCell.start() as cell:
+        yield cell
 
 
 @pytest.fixture(scope="session")

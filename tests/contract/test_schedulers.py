@@ -29,7 +29,8 @@ from chappe.site.schedulers.base import (
 )
 
 DEADLINE_S = 60.0
-REAL = ("local", "slurm", "torque")
+REAL = ("local", "slurm", "torque", "gridengine")
+TELL_ONLY_THE_END = ("torque", "gridengine")
 PILOT = '#!/bin/sh\nexec /bin/sh "$5/pilot.sh"\n'
 
 
@@ -55,7 +56,13 @@ class Bench:
 
     def call(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            argv, capture_output=True, text=True, timeout=60, check=False, env=self.environ
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=self.environ,
+            cwd=self.root,
         )
 
     def cancel(self, ident: str) -> None:
@@ -63,11 +70,12 @@ class Bench:
         self.scheduler.parse_cancel(done.stdout, done.stderr, done.returncode)
 
     def ends_as(self, ident: str, phase: Phase) -> bool:
-        """Whether it ends so; Slurm's commands in the guise of PBS tell only that it has ended."""
+        """Whether it ends so; Slurm's commands in the guise of PBS, and Grid Engine's queue, tell only that
+        it has ended."""
         seen = self.await_over(ident).phase
-        if self.scheduler.kind != "torque":
+        if self.scheduler.kind not in TELL_ONLY_THE_END:
             return seen is phase
-        # And they tell it while Slurm still ends the processes: therefore an end must be seen twice.
+        # And they tell it while the processes are being ended: therefore an end must be seen twice.
         wait_until(lambda: marked(self.sessions) == [], "the end of all processes")
         return True
 

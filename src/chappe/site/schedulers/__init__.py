@@ -6,11 +6,17 @@ from collections.abc import Callable
 
 from chappe.core.errors import Invalid
 from chappe.site.schedulers.base import Scheduler
+from chappe.site.schedulers.gridengine import GridEngine
 from chappe.site.schedulers.local import Local
 from chappe.site.schedulers.pbs import Pbs, Torque
 from chappe.site.schedulers.slurm import Slurm
 
-_ADAPTERS: dict[str, Callable[[], Scheduler]] = {"slurm": Slurm, "pbs": Pbs, "torque": Torque}
+_ADAPTERS: dict[str, Callable[[], Scheduler]] = {
+    "slurm": Slurm,
+    "pbs": Pbs,
+    "torque": Torque,
+    "gridengine": GridEngine,
+}
 KINDS = ("local", *_ADAPTERS)
 
 

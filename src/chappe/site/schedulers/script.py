@@ -45,15 +45,17 @@ _ENVIRONMENT = SandboxedEnvironment(
 )
 
 
-def script(batch: Batch, directives: Sequence[str]) -> str:
-    """The whole script. Raises Invalid for a template that fails, or that leaves the pilot out."""
+def script(batch: Batch, directives: Sequence[str], notice: Sequence[str] = ()) -> str:
+    """The whole script. Raises Invalid for a template that fails, or that leaves the pilot out.
+
+    `notice` are signals that the scheduler sends to all processes at once, to say that it will kill."""
     for line in directives:
         if not line.isprintable():
             raise Invalid(
                 f"{line[:80]!r} cannot be a line of a batch script: it has control characters",
                 field="script",
             )
-    pilot = pilot_loop(batch)
+    pilot = pilot_loop(batch, notice)
     try:
         text = _ENVIRONMENT.from_string(batch.template or TEMPLATE).render(
             batch=batch,
@@ -84,17 +86,22 @@ def environment(batch: Batch) -> str:
     return "\n".join([*lines, f"cd {shlex.quote(batch.site_dir)} || exit 1"])
 
 
-def pilot_loop(batch: Batch) -> str:
+def pilot_loop(batch: Batch, notice: Sequence[str] = ()) -> str:
     """Shell that runs the pilot, and again if it dies (≤ 3 times); its exit status is in $status then.
 
     First it claims the Session. A scheduler that forgot a job it had accepted, and was given it again, may
     run it twice: the second ends here, before its pilot begins.
 
     Exit 0 means done, `SESSION_ENDED_EXIT` that the Session is over. TERM is passed on, and then the
-    pilot is not started again. The shell stays: it is what a local scheduler sends TERM to.
+    pilot is not started again. The shell stays: it is what a local scheduler sends TERM to. Signals of
+    `notice` are taken for TERM here, and ignored by the pilot, which gets a TERM for them.
     """
+    start = f'{shlex.quote(batch.python)} -P -m chappe.pilot --dir "$session_dir"'
+    if notice:
+        start = f"(trap '' {' '.join(notice)}; exec {start})"
     return _LOOP.format(
-        python=shlex.quote(batch.python),
+        start=start,
+        signals=" ".join(("TERM", "INT", *notice)),
         session_dir=shlex.quote(batch.session_dir),
         claim=CLAIM,
         over=SESSION_ENDED_EXIT,
@@ -114,9 +121,9 @@ ending=
 pilot=
 restarts=0
 status=0
-trap 'ending=1; [ -z "$pilot" ] || kill -TERM "$pilot" 2>/dev/null' TERM INT
+trap 'ending=1; [ -z "$pilot" ] || kill -TERM "$pilot" 2>/dev/null' {signals}
 while [ -z "$ending" ]; do
-    {python} -P -m chappe.pilot --dir "$session_dir" >>"$session_dir/pilot.out" 2>&1 </dev/null &
+    {start} >>"$session_dir/pilot.out" 2>&1 </dev/null &
     pilot=$!
     # A trapped signal ends `wait` early: go on until the pilot itself has ended.
     while :; do
