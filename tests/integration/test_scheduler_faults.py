@@ -367,6 +367,24 @@ def test_what_the_scheduler_forgot_ends_when_its_whole_time_has_passed(
     assert "whole time" in agent.book.batches[ident].message
 
 
+def test_a_limit_that_was_made_shorter_since_ends_nothing_early(
+    root: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Agent(root, wall_s=6_000.0)
+    ident = first.order()
+    first.run_until(submitted(first, ident), "submitted")
+    first.close()
+    second = Agent(root, wall_s=60.0)
+    second.jobs.pass_hard_ends()
+    seen_at = now()
+    monkeypatch.setattr("chappe.site.batch.now", lambda: seen_at + 3_000.0)
+    second.jobs.pass_hard_ends()
+    assert not second.book.batches[ident].over
+    monkeypatch.setattr("chappe.site.batch.now", lambda: seen_at + 9_000.0)
+    second.jobs.pass_hard_ends()
+    assert second.phase(ident) is Phase.ENDED
+
+
 # --- the owner's policy
 
 

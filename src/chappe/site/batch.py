@@ -214,7 +214,7 @@ class BatchJobs:
         """Those that the scheduler does not know any more, and that must have ended since it last listed them
         as waiting or running, whatever became of them: their whole time has passed, and some more."""
         for batch in list(self.watched().values()):
-            wall_s = sessions.wall_of(self._config, batch.wanted.intent)
+            wall_s = self._wall_s(batch)
             listed_at = self._listed.setdefault(batch.id, now())
             if wall_s is None:
                 continue
@@ -234,11 +234,15 @@ class BatchJobs:
         limits = (
             b.running_at + wall_s - now()
             for b in self._book.batches.values()
-            if not b.over
-            and b.running_at is not None
-            and (wall_s := sessions.wall_of(self._config, b.wanted.intent)) is not None
+            if not b.over and b.running_at is not None and (wall_s := self._wall_s(b)) is not None
         )
         return min((left_s for left_s in limits if left_s > 0), default=None)
+
+    def _wall_s(self, batch: Batch) -> float | None:
+        """Its limit, None for none: as it was asked for, for site.toml may say something else by now."""
+        if batch.asked_wall_s is not None:
+            return batch.asked_wall_s or None
+        return sessions.wall_of(self._config, batch.wanted.intent)
 
     def buried(self, batch: Batch) -> None:
         """The dead pilot's word is passed on."""

@@ -51,9 +51,11 @@ class Unknown(msgspec.Struct, frozen=True, tag="unknown"):
 
 
 class Intended(msgspec.Struct, frozen=True, tag="intended"):
-    """The scheduler is about to be asked: from here on it may have the job."""
+    """The scheduler is about to be asked: from here on it may have the job. `wall_s` is the limit that it is
+    asked for (0: none); None when nobody knows any more."""
 
     id: str
+    wall_s: float | None = None
 
 
 class Submitted(msgspec.Struct, frozen=True, tag="submitted"):
@@ -126,6 +128,7 @@ class Batch:
     wanted: Wanted
     registered: bool = False
     intended: bool = False
+    asked_wall_s: float | None = None
     scheduler_id: str | None = None
     cancel: bool = False
     phase: Phase = Phase.UNKNOWN
@@ -181,7 +184,7 @@ class Batch:
                 undone = (Registered, Accepted, Unknown)
                 self.entries = [e for e in self.entries if not isinstance(e, undone)]
             case Intended():
-                self.intended = True
+                self.intended, self.asked_wall_s = True, entry.wall_s
             case Submitted():
                 self.scheduler_id = entry.scheduler_id
             case CancelAsked():

@@ -217,9 +217,10 @@ class Steps:
     async def _submit(self, batch: Batch) -> None:
         """Call the scheduler. Whatever happens after the intention is written, it may have the job."""
         # Many may have been registered while the scheduler was left alone, and found room then.
-        self._check_room(sessions.with_defaults(self._config, batch.wanted.intent))
+        wanted = sessions.with_defaults(self._config, batch.wanted.intent)
+        self._check_room(wanted)
         self._calls.take_submission()
-        self._jobs.add(Intended(batch.id))
+        self._jobs.add(Intended(batch.id, wanted.wall_s or 0.0))
         faults.reach("agent.after_intent")
         await self._call_submit(batch)
 
