@@ -165,7 +165,10 @@ def test_an_array_its_outputs_its_limit_and_its_tasks(shell: Shell, tmp_path: Pa
     assert shell("squeue", "-h", "-o", "%i").stdout.split() == [f"{endless}_[1-3]"]
     assert shell("scancel", f"{endless}_2").returncode == 0
     assert shell("squeue", "-h", "-j", endless, "-o", "%K").stdout == "1,3\n"
-    assert shell("scancel", "--me").returncode == 0
+    # Conditions mean one's own jobs, unless somebody is named.
+    assert shell("scancel", "-t", "PENDING", LOGNAME="somebody").returncode == 0
+    assert shell("squeue", "-h", "-j", endless, "-o", "%K").stdout == "1,3\n"
+    assert shell("scancel", "-t", "PENDING").returncode == 0
     assert shell("squeue", "-h").stdout == ""
     assert shell("squeue", "-h", "-j", endless).returncode == 0
 

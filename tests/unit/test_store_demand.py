@@ -77,7 +77,8 @@ def test_decisions_become_events_once(rig: StoreRig) -> None:
     site = rig.add_site("here")
     told = [Decision(7, 1.0, {"why": "a"}), Decision(5, 0.5, {"why": "b"})]
     assert sync(rig, site, decisions=told).decided == 7
-    assert sync(rig, site, decisions=[*told, Decision(9, 2.0, {"why": "c"})]).decided == 9
+    lies = {"why": "c", "id": rig.add_site("there").id, "name": "there"}
+    assert sync(rig, site, decisions=[*told, Decision(9, 2.0, lies)]).decided == 9
     only = EventFilter(kinds=frozenset({"elastic"}))
     events, _ = rig.ask(page, rig.user, 0, rig.store.head(rig.user.project_n), 100, only)
     assert [(e.occurred_at, e.data["why"], e.subject) for e in events] == [
@@ -85,6 +86,7 @@ def test_decisions_become_events_once(rig: StoreRig) -> None:
         (1.0, "a", site.id),
         (2.0, "c", site.id),
     ]
+    assert events[-1].data["name"] == "here"
 
 
 def test_decisions_are_bounded(rig: StoreRig) -> None:

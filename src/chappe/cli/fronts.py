@@ -238,6 +238,9 @@ async def _scancel(argv: list[str]) -> int:
     )
     if not asked.names and not asked.some:
         raise Usage("No job identification provided")
+    if not asked.names and asked.user is None:
+        # Slurm cancels nobody else's; here the whole project may, so it has to be said.
+        asked = asked._replace(user=_user())
     status = 0
     async with desks.desk() as desk:
         if asked.names:

@@ -68,7 +68,8 @@ def take_decisions(tx: Tx, p: Principal, site: SiteEntry, decisions: list[Decisi
     last = int(tx.read(DECIDED, site=site.n)[0].decided)
     new = [d for d in sorted(decisions, key=lambda d: d.no) if d.no > last]
     for decision in new:
-        data = to_json({"id": site.id, "name": site.name, **decision.data})
+        # The Site last: whom an Event is about is not for the agent to say.
+        data = to_json({**decision.data, "id": site.id, "name": site.name})
         if len(data) > limits.DECISION_BYTES:
             raise TooLarge("the decision has too many inputs", field="decisions.data")
         tx.event(p.project_n, "elastic", at=decision.at, data=data)
