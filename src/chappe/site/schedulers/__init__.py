@@ -8,6 +8,7 @@ from chappe.core.errors import Invalid
 from chappe.site.schedulers.base import Scheduler
 from chappe.site.schedulers.gridengine import GridEngine
 from chappe.site.schedulers.local import Local
+from chappe.site.schedulers.lsf import Lsf
 from chappe.site.schedulers.pbs import Pbs, Torque
 from chappe.site.schedulers.slurm import Slurm
 
@@ -16,6 +17,7 @@ _ADAPTERS: dict[str, Callable[[], Scheduler]] = {
     "pbs": Pbs,
     "torque": Torque,
     "gridengine": GridEngine,
+    "lsf": Lsf,
 }
 KINDS = ("local", *_ADAPTERS)
 

@@ -101,7 +101,7 @@ def pilot_loop(batch: Batch, notice: Sequence[str] = ()) -> str:
         start = f"(trap '' {' '.join(notice)}; exec {start})"
     return _LOOP.format(
         start=start,
-        signals=" ".join(("TERM", "INT", *notice)),
+        signals=" ".join(dict.fromkeys(("TERM", "INT", *notice))),
         session_dir=shlex.quote(batch.session_dir),
         claim=CLAIM,
         over=SESSION_ENDED_EXIT,
