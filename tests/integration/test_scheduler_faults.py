@@ -284,6 +284,28 @@ def test_of_two_jobs_under_one_name_only_the_first_is_kept(root: Path, fake: Fak
     assert fake.jobs()["1"]["state"] == "PENDING"
 
 
+def test_an_end_of_the_job_that_has_no_pilot_is_no_end_of_the_session(
+    root: Path, fake: FakeSlurm
+) -> None:
+    agent = Agent(root)
+    ident = agent.order()
+    agent.run_until(submitted(agent, ident), "submitted")
+    # An older submission is taken up after all, and begins first: it has the pilot.
+    subprocess.run(["sbatch", f"--job-name=chappe-{ident}"], check=True)
+    claim = agent.paths.session(agent.book.batches[ident].session) / CLAIM
+    claim.mkdir()
+    (claim / "id").write_text("2\n")
+    fake.change("2", state="RUNNING", history="RUNNING")
+    fake.change("1", state="FAILED", history="FAILED")
+    agent.run_until(
+        lambda: agent.phase(ident) in (Phase.RUNNING, Phase.FAILED), "the scheduler's word"
+    )
+    assert agent.phase(ident) is Phase.RUNNING
+    assert agent.book.batches[ident].scheduler_id == "2"
+    fake.change("2", state="COMPLETED", history="COMPLETED")
+    agent.run_until(lambda: agent.phase(ident) is Phase.ENDED, "the end")
+
+
 # --- what is no end
 
 

@@ -35,7 +35,7 @@ from chappe.site.book import (
 from chappe.site.config import SiteConfig
 from chappe.site.elastic import Elastic
 from chappe.site.paths import SitePaths
-from chappe.site.schedulers.base import OVER, BatchState, Phase
+from chappe.site.schedulers.base import OVER, BatchState, Phase, Quirks
 from chappe.site.wakeup import Wakeups
 from chappe.wire.sites import BatchJobIntent, BatchJobOrder, BatchJobReport, BatchJobView
 
@@ -189,7 +189,7 @@ class BatchJobs:
                 if report.state in FINAL:
                     self._book.add(Forgotten(report.id, report.state))
 
-    def said(self, states: dict[str, BatchState], ends_seen: int = 1) -> bool:
+    def said(self, states: dict[str, BatchState], quirks: Quirks) -> bool:
         """What the scheduler says, by its ids; whether anything changed. Unknown is no news, and an end is
         one when it was seen `ends_seen` times in a row."""
         changed = False
@@ -197,9 +197,12 @@ class BatchJobs:
             state = states.get(scheduler_id)
             if state is None or state.phase is Phase.UNKNOWN or state.name not in ("", batch.name):
                 continue
+            if state.phase in OVER and quirks.shared and self._runs_in_another(batch):
+                changed = True
+                continue
             if state.phase in OVER:
                 self._ends[batch.id] = self._ends.get(batch.id, 0) + 1
-                if self._ends[batch.id] < ends_seen:
+                if self._ends[batch.id] < quirks.ends_seen:
                     log.info("an end was seen", batch_job=batch.id, phase=str(state.phase))
                     continue
             else:
@@ -209,6 +212,17 @@ class BatchJobs:
                 changed = True
                 self.now_is(batch, state.phase, state.message)
         return changed
+
+    def _runs_in_another(self, batch: Batch) -> bool:
+        """Whether it was another job of the scheduler that claimed the Session, since it was submitted twice
+        after all: then this one has ended without a pilot, and the other is ours from now on."""
+        claimed = sessions.claimed_by(self._paths, batch.session)
+        if not claimed or claimed == batch.scheduler_id:
+            return False
+        log.error("another job has the session", batch_job=batch.id, scheduler_id=claimed)
+        self._ends.pop(batch.id, None)
+        self.submitted(batch, claimed)
+        return True
 
     def pass_hard_ends(self) -> None:
         """Those that the scheduler does not know any more, and that must have ended since it last listed them

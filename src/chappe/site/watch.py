@@ -92,7 +92,7 @@ class Look:
         unknown = BatchState(Phase.UNKNOWN)
         unseen = [i for i in ids if states.get(i, unknown).phase is Phase.UNKNOWN]
         states |= await self._history(unseen)
-        self._jobs.said(states, adapter.quirks.ends_seen)
+        self._jobs.said(states, adapter.quirks)
         # Only now: what this query did not list is not there.
         self._jobs.pass_hard_ends()
         return states
