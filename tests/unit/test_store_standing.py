@@ -29,7 +29,7 @@ class Poll:
         writer = pilot.rig.store.writer
         self.standing = writer.standing
         self.command: Command = writer.stand(stay, sync.sync, pilot.principal, self.request)
-        pilot.rig.do(lambda _tx: None)  # what was queued before has been done
+        answered(pilot.rig)
 
     @property
     def future(self) -> Future[SyncReply]:
@@ -42,6 +42,11 @@ class Poll:
 @pytest.fixture
 def pilot(rig: StoreRig) -> PilotRig:
     return rig.add_site("paris").add_pilot()
+
+
+def answered(rig: StoreRig) -> None:
+    """Return when all have been answered whom the last commit answers: the one who wrote is the first."""
+    rig.do(lambda _tx: None)
 
 
 def hints(rig: StoreRig) -> list[set[int]]:
@@ -139,8 +144,9 @@ def test_of_many_some_look_and_the_others_are_hinted(
     polls = [Poll(pilot), *(Poll(pilot.site.add_pilot()) for _ in range(3))]
     told = hints(rig)
     rig.submit(*[rig.spec(pilot.site) for _ in range(3)])
-    assert [poll.future.done() for poll in polls] == [True, True, False, False]
     assert told == [{pilot.principal.site_n}]
+    answered(rig)
+    assert [poll.future.done() for poll in polls] == [True, True, False, False]
     rig.submit(rig.spec(pilot.site))
     assert [poll.grants() for poll in polls] == [1, 1, 1, 1]
     assert told[-1] == set()
@@ -154,5 +160,6 @@ def test_who_found_nothing_goes_behind_the_others(
     large = rig.spec(pilot.site, resources=Resources(cores=2))
     rig.submit(large)  # fits neither
     rig.submit(rig.spec(pilot.site))
+    answered(rig)
     assert (first.future.done(), second.future.done()) == (False, True)
     first.standing.leave(first.command)
