@@ -453,7 +453,7 @@ def test_what_was_registered_while_the_scheduler_was_left_alone_waits_for_room(
     policy = msgspec.structs.replace(FREE, queued_max=1)
     calls = SitePaths.of(root).calls
     calls.parent.mkdir(parents=True)
-    calls.write_bytes(msgspec.json.encode(CallRecord(0.0, breaker=Breaker(3, now() + 3600.0))))
+    calls.write_bytes(msgspec.json.encode(CallRecord(0.0, breaker=Breaker(3, now() + 600.0))))
     first = Agent(root, policy)
     idents = [first.order() for _ in range(3)]
     first.run_until(

@@ -214,6 +214,14 @@ def test_a_scheduler_that_fails_again_and_again_is_left_alone_ever_longer() -> N
     assert pauses[-1] == rules.BREAK_MOST_S
 
 
+def test_a_clock_that_was_set_back_leaves_no_scheduler_alone_for_as_long() -> None:
+    breaker = Breaker()
+    for _ in range(20):
+        breaker = breaker.failed(1.8e9)
+    assert breaker.wait_s(1.8e9) == pytest.approx(rules.BREAK_MOST_S)
+    assert breaker.wait_s(1.8e9 - 86_400.0) == 0.0
+
+
 def test_a_slow_scheduler_is_asked_less_often() -> None:
     wait = rules.status_wait_s
     assert wait(60.0, 15.0, waiting=False, query_s=0.1) == 60.0

@@ -155,8 +155,9 @@ class Breaker(msgspec.Struct, frozen=True):
         return Breaker(failures, at + pause_s)
 
     def wait_s(self, at: float) -> float:
-        """Seconds until it may be asked again; 0 for now."""
-        return max(0.0, self.until - at)
+        """Seconds until it may be asked again; 0 for now. Far more than it can be: the clock was set back."""
+        left_s = self.until - at
+        return left_s if 0.0 < left_s < 2 * BREAK_MOST_S else 0.0
 
 
 def check_allowed(policy: Policy, intent: BatchJobIntent) -> None:
