@@ -132,6 +132,39 @@ def test_an_older_hubs_tokens_become_those_of_its_first_user(memory: Path) -> No
         assert tokens.fetchall() == [("a", 1, None), ("b", None, None)]
 
 
+def test_an_older_hubs_jobs_rest_where_they_stand_and_ended_when_they_changed(memory: Path) -> None:
+    path = memory / "hub.db"
+    engine = sa.create_engine(f"sqlite:///{path}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
+    jobs = [
+        ("AWAITING_PARENTS", "waiting", 0, "AWAITING_PARENTS", None),
+        ("PREPROCESSED", "runnable", 0, "PREPROCESSED", None),
+        ("RUNNING", "running", 1, "PREPROCESSED", None),
+        ("RUNNING", "running", 2, "RESTART_READY", None),
+        ("RESTART_READY", "runnable", 1, "RESTART_READY", None),
+        ("JOB_FINISHED", "finished", 1, "JOB_FINISHED", 7.0),
+        ("FAILED", "failed", 3, "FAILED", 7.0),
+        ("CANCELLED", "cancelled", 0, "CANCELLED", 7.0),
+        ("FAILED", "deleted", 1, None, 7.0),
+    ]
+    with engine.begin() as conn:
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0004")
+        for n, (state, phase, attempt, _, _) in enumerate(jobs, 1):
+            conn.exec_driver_sql(
+                "INSERT INTO job (n, project, id, state, phase, shape, priority, epoch, attempt, "
+                "max_attempts, idx, name, waiting_parents, created_at, changed_at, spec) "
+                "VALUES (?, 1, ?, ?, ?, 1, 0, 1, ?, 3, 0, '', 0, 5.0, 7.0, '{}')",
+                (n, f"j{n}", state, phase, attempt),
+            )
+    engine.dispose()
+    migrate.migrate(path)
+    with closing(sqlite3.connect(path)) as conn:
+        found = conn.execute("SELECT state, phase, attempt, resting, ended_at FROM job ORDER BY n")
+        assert found.fetchall() == jobs
+
+
 def test_a_new_hub_has_no_user_before_its_first_start(memory: Path) -> None:
     migrate.migrate(memory / "hub.db")
     with closing(sqlite3.connect(memory / "hub.db")) as conn:
