@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncGenerator
+from typing import Any, cast
 
 import pytest
 
@@ -11,13 +12,14 @@ from chappe.core.ids import number_of
 from chappe.core.leases import Outcome, Reason
 from chappe.core.leases import Usage as Used
 from chappe.link.clock import new_id
-from chappe.sdk.batch import qstat, squeue
+from chappe.sdk.batch import desk, qstat, squeue
 from chappe.sdk.batch.flags import Usage
 from chappe.sdk.batch.making import numbered_id
 from chappe.sdk.batch.request import named
 from chappe.sdk.batch.seen import SHORT, Seen, chosen, clock, see
-from chappe.sdk.errors import Ambiguous
-from chappe.wire.jobs import JobView
+from chappe.sdk.engine import Engine
+from chappe.sdk.errors import Ambiguous, TooLarge
+from chappe.wire.jobs import JobFilter, JobView
 
 CONTEXT = squeue.Context(1_000.0, {"s": "paris"})
 KEPT = {"dialect": "slurm", "user": "eva", "queue": "long", "cores": 4, "wall_s": 600.0}
@@ -121,6 +123,24 @@ def test_a_number_that_fits_two_submissions_means_neither() -> None:
     jobs = array([RUNS, WAITS])
     (second,) = chosen(named(f"{jobs[0].number}_2"), [job.view for job in jobs])
     assert second.task == 2
+
+
+class Pages:
+    """Of an Engine only what lists Jobs: 25 000 that run."""
+
+    async def pages(self, where: JobFilter) -> AsyncGenerator[list[JobView]]:
+        for _ in range(25 if where.phase == "running" else 0):
+            yield [seen().view for _ in range(1_000)]
+
+
+async def test_some_jobs_are_not_shown_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = desk.Desk(cast(Engine, Pages()))
+    everything = squeue.asked({}, (), "eva")
+    many = await one.listed(everything, over=False)
+    assert len(many) > 22_000  # two ids may be alike: they are made by the thousand
+    monkeypatch.setattr(desk, "LISTED_MOST", 10_000)
+    with pytest.raises(TooLarge, match="more than 10000 jobs"):
+        await one.listed(everything, over=False)
 
 
 def test_conditions() -> None:

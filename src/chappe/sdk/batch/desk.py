@@ -18,7 +18,7 @@ from chappe.sdk.batch.seen import Seen, chosen, see
 from chappe.sdk.batch.squeue import Asked
 from chappe.sdk.drafts import Draft
 from chappe.sdk.engine import Engine
-from chappe.sdk.errors import ChappeError, Invalid, NotFound
+from chappe.sdk.errors import ChappeError, Invalid, NotFound, TooLarge
 from chappe.wire.jobs import JobFilter, JobView
 
 #: How many Jobs are looked up at once, and how many a command may name.
@@ -26,6 +26,9 @@ _AT_ONCE = 8
 NAMES_MOST = 1_000
 #: How long ended Jobs are listed (by their numbers they are found as long as the Hub keeps them).
 _ENDED_S = 86_400.0
+#: Jobs of one phase, at most, in a list. Of more none are shown, for some would pass for all: programs take
+#: a Job that is not listed for one that has ended.
+LISTED_MOST = 100_000
 _TRIES = 5
 _ACTIVE = ("waiting", "runnable", "running")
 _OVER = ("finished", "failed", "cancelled")
@@ -103,7 +106,10 @@ class Desk:
         return {text: task.result() for text, task in looking.items()}
 
     async def listed(self, asked: Asked, *, over: bool) -> list[Seen]:
-        """The front ends' Jobs that are active, and with `over` those that ended within a day."""
+        """The front ends' Jobs that are active, and with `over` those that ended within a day.
+
+        Raises TooLarge.
+        """
         tags = {TAG: VALUE} | ({} if asked.user is None else {USER: asked.user})
         found: list[JobView] = []
         for phase in _ACTIVE:
@@ -116,13 +122,17 @@ class Desk:
         return [see(view) for view in {view.id: view for view in found}.values()]
 
     async def _views(self, where: JobFilter) -> list[JobView]:
-        """At most as many as an array has tasks, twice over."""
+        """All of them. Raises TooLarge when they are too many."""
         found: list[JobView] = []
         async with contextlib.aclosing(self._engine.pages(where)) as pages:
             async for page in pages:
                 found += page
-                if len(found) > 2 * limits.JOBS_PER_REQUEST:
-                    break
+                if len(found) > LISTED_MOST:
+                    raise TooLarge(
+                        f"more than {LISTED_MOST} jobs: name some, or give --clusters; `chappe job` acts "
+                        "on any number",
+                        field="id",
+                    )
         return found
 
     async def cancel(self, jobs: Sequence[Seen]) -> None:
