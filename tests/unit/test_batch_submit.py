@@ -168,6 +168,18 @@ def test_only_what_the_script_mentions_or_the_user_names_leaves_the_machine(
     env, notes = exports(given, script, environ)
     assert env == sent
     assert bool(notes) == ("API_TOKEN" not in sent and given in (None, "ALL", "ALL,NEW=x y,OTHER"))
+
+
+@pytest.mark.parametrize(
+    "name", ["DB_PASS", "MYSQL_PWD", "PGPASSWORD", "KEY_PASSPHRASE", "AWS_ACCESS_KEY_ID", "AUTHKEY"]
+)
+def test_what_looks_like_a_secret_is_sent_only_by_its_name(name: str) -> None:
+    script = f"#!/bin/sh\n./run ${name} $N_PASSES\n".encode()
+    environ = {name: "s", "N_PASSES": "3"}
+    env, notes = exports(None, script, environ)
+    assert env == {"N_PASSES": "3"}
+    assert [name in note for note in notes] == [True]
+    assert exports(name, script, environ) == ({name: "s"}, [])
     with pytest.raises(Invalid, match="environment variable"):
         exports("A B=1", script, environ)
 

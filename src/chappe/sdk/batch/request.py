@@ -183,7 +183,10 @@ _OWN_BEGIN = (
     "LC_",
     "DBUS_",
 )
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|PRIVATE|API_?KEY", re.IGNORECASE)
+_SECRET = re.compile(
+    r"TOKEN|SECRET|PASSW|PASSPHRASE|PASS$|_PWD$|CREDENTIAL|PRIVATE|(API|ACCESS|AUTH)_?KEY",
+    re.IGNORECASE,
+)
 _WORD = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
 
 
