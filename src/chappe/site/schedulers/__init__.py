@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from chappe.core.errors import Invalid
 from chappe.site.schedulers.base import Scheduler
+from chappe.site.schedulers.flux import Flux
 from chappe.site.schedulers.gridengine import GridEngine
 from chappe.site.schedulers.local import Local
 from chappe.site.schedulers.lsf import Lsf
@@ -18,6 +19,7 @@ _ADAPTERS: dict[str, Callable[[], Scheduler]] = {
     "torque": Torque,
     "gridengine": GridEngine,
     "lsf": Lsf,
+    "flux": Flux,
 }
 KINDS = ("local", *_ADAPTERS)
 
