@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -55,7 +56,7 @@ def python(site: RealSite, code: str, mem_bytes: int = LIMIT) -> bytes:
     script = site.dir.path / f"{new_id()}.py"
     script.write_text(f"import gc, os, time\n{code}\n")
     need = Resources(mem_bytes=mem_bytes)
-    text = f"exec {sys.executable} {script}"
+    text = f"exec {shlex.quote(sys.executable)} {script}"
     return site.dir.spec("sh", text=text, resources=need, retries=Retries(max=0))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -34,10 +35,8 @@ class FakeSlurm:
         self.bin.mkdir(parents=True)
         for name in COMMANDS:
             script = self.bin / name
-            me = Path(__file__).resolve()
-            script.write_text(
-                f'#!/bin/sh\nexec {sys.executable} -I -S {me} "{directory}" {name} "$@"\n'
-            )
+            me = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(directory), name]
+            script.write_text(f'#!/bin/sh\nexec {shlex.join(me)} "$@"\n')
             script.chmod(0o755)
 
     def will(self, command: str, *behaviours: str) -> None:
