@@ -164,7 +164,9 @@ def test_what_the_controller_forgot_is_neither_submitted_again_nor_taken_for_end
     calls = looks(site)
     wait_until(lambda: looks(site) >= calls + 4, "some more looks")
     assert site.hub.states("submitted", "running") == [ident]
-    assert site.lines("starts") == [session]
+    # Slurm may kill, one by one, the processes of what it forgot; the script then starts its pilot again.
+    assert set(site.lines("starts")) == {session}
+    assert len(ids_of(slurm, ident)) <= 1
     let_end(site, session)
 
 
