@@ -30,7 +30,7 @@ from chappe.site.schedulers.base import (
     said,
     succeeded,
 )
-from chappe.site.schedulers.script import script
+from chappe.site.schedulers.script import check_plain, script
 
 NOTICE = ("HUP",)
 """What a broker that ends sends to the group of its initial program."""
@@ -77,11 +77,7 @@ class Flux(Plain):
                 "Flux does not tell a pilot which nodes it has: ask for one node at a time",
                 field="intent.nodes",
             )
-        if not re.fullmatch(r"[A-Za-z0-9_./+-]+", batch.session_dir):
-            raise Invalid(
-                f"{batch.session_dir!r} cannot be named in a `# flux:` line; letters, digits and _./+- can",
-                field="site_dir",
-            )
+        check_plain(batch.session_dir, "# flux:")
         options = [f"--job-name={batch.name}", f"--output={batch.session_dir}/batch.out"]
         options.append("--nodes=1")
         if batch.cores:

@@ -35,7 +35,7 @@ from chappe.site.schedulers.base import (
     said,
     succeeded,
 )
-from chappe.site.schedulers.script import script
+from chappe.site.schedulers.script import check_plain, script
 
 HISTORY_DAYS = 30
 """How far back the accounting is read."""
@@ -76,11 +76,7 @@ class GridEngine(Plain):
                 "Grid Engine wants to know how many slots: ask for cores, or set [pilot] cores",
                 field="intent.cores",
             )
-        if not re.fullmatch(r"[A-Za-z0-9_./+-]+", batch.session_dir):
-            raise Invalid(
-                f"{batch.session_dir!r} cannot be named in a `#$` line; letters, digits and _./+- can",
-                field="site_dir",
-            )
+        check_plain(batch.session_dir, "#$")
         options = [f"-N {batch.name}", "-j y", f"-o {batch.session_dir}/batch.out", "-r n"]
         options += ["-notify", f"-S {batch.shell.split()[0]}", *self._resources(batch)]
         if batch.wall_s is not None:

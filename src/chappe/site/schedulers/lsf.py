@@ -32,7 +32,7 @@ from chappe.site.schedulers.base import (
     said,
     succeeded,
 )
-from chappe.site.schedulers.script import script
+from chappe.site.schedulers.script import check_plain, script
 
 NOTICE = ("INT", "USR2")
 """What it sends to every process before TERM and KILL."""
@@ -74,11 +74,7 @@ class Lsf(Plain):
                 "LSF wants to know how many slots of each host: ask for cores, or set [pilot] cores",
                 field="intent.cores",
             )
-        if not re.fullmatch(r"[A-Za-z0-9_./+-]+", batch.session_dir):
-            raise Invalid(
-                f"{batch.session_dir!r} cannot be named in a `#BSUB` line; letters, digits and _./+- can",
-                field="site_dir",
-            )
+        check_plain(batch.session_dir, "#BSUB")
         options = [f"-J {batch.name}", f"-oo {batch.session_dir}/batch.out", "-rn"]
         options += [f"-n {batch.nodes * batch.cores}", f'-R "span[ptile={batch.cores}]"']
         if batch.mem_bytes:

@@ -27,7 +27,7 @@ from chappe.site.schedulers.base import (
     said,
     succeeded,
 )
-from chappe.site.schedulers.script import script
+from chappe.site.schedulers.script import check_plain, script
 
 _RUNNING = "RBESU"
 _PENDING = "QHWTM"
@@ -70,11 +70,7 @@ class Pbs(Plain):
                 "PBS wants to know how many cores of each node: ask for cores, or set [pilot] cores",
                 field="intent.cores",
             )
-        if not re.fullmatch(r"[A-Za-z0-9_./+-]+", batch.session_dir):
-            raise Invalid(
-                f"{batch.session_dir!r} cannot be named in a `#PBS` line; letters, digits and _./+- can",
-                field="site_dir",
-            )
+        check_plain(batch.session_dir, "#PBS")
         if set(batch.constraint) & set(",&|*()[]"):
             # After a comma would stand a resource of its own, as the time, past the Site's policy.
             raise Invalid(

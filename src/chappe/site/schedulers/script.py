@@ -6,6 +6,7 @@ A Site may bring a template of its own (`[scheduler] template`, Jinja2). It has 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -40,6 +41,7 @@ _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
 }
+_PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 _ENVIRONMENT = SandboxedEnvironment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
 )
@@ -76,6 +78,16 @@ def script(batch: Batch, directives: Sequence[str], notice: Sequence[str] = ()) 
             field="scheduler.template",
         )
     return text
+
+
+def check_plain(path: str, mark: str) -> None:
+    """Raise Invalid unless `path` means itself in a directive, a line that begins with `mark`. Batch systems
+    differ in what they do with quotation marks there; where one is sure, its adapter allows more."""
+    if not _PLAIN.fullmatch(path):
+        raise Invalid(
+            f"{path!r} cannot be named in a `{mark}` line; letters, digits and _./+- can",
+            field="site_dir",
+        )
 
 
 def environment(batch: Batch) -> str:
