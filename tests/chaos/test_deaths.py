@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chappe.link import journal
 from chappe.testing.cluster import Cluster, until
 from chappe.testing.history import read_traces
-from chappe.testing.site import RunningSite
 
 LONG_S = 60.0
 
@@ -19,12 +17,6 @@ LONG_S = 60.0
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with Cluster(tmp_path / "cluster") as made:
         yield made
-
-
-def ends_in_the_journal(site: RunningSite) -> int:
-    """How many ends the pilot has written down and not yet got the hub's verdict on."""
-    path = site.paths.session(site.sessions()[0]) / journal.FILE
-    return len(journal.read(path)[0].ends) if path.exists() else 0
 
 
 def test_what_a_dead_allocation_had_not_told_is_told_by_the_agent(
@@ -52,7 +44,7 @@ def test_what_a_dead_allocation_had_not_told_is_told_by_the_agent(
     site.kill_agent()
     relay.cut(reset=True)
     cut.touch()
-    until(lambda: ends_in_the_journal(site) == len(ending), "six ends are in the journal")
+    until(lambda: site.written_ends() == len(ending), "six ends are in the journal")
     until(lambda: len(site.jobs()) >= 4, "others run")
     assert cluster.ended(jobs) == 0, "the hub has heard of none"
     ran = set(read_traces(cluster.traces)) & {job.id for job in jobs}

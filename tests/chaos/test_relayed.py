@@ -121,7 +121,7 @@ def test_an_allocation_that_ends_while_the_hub_is_away_loses_nothing(
     until(lambda: all(v.phase == "running" for v in cluster.views(jobs)), "all run")
     road[0].cut(reset=True)
     gate.touch()
-    until(lambda: not site.jobs(), "all have ended")
+    until(lambda: site.written_ends() == len(jobs), "all ends are in the journal")
     until(lambda: site.logged("sync.failed"), "the pilot cannot tell")
     assert cluster.ended(jobs) == 0
     site.kill_allocations()

@@ -36,6 +36,7 @@ _BATCH = 256
 _PAUSE_S = 5.0
 _SETTLED_MOST = 1_000
 _GATHER_S = 0.02
+_SETTLED_WAIT_S = 1.0
 _NOT_BEGUN = "it had not begun"
 _DOUBT_S = 1.0
 """So long the end of ranks on several nodes waits for word that one of the nodes is lost."""
@@ -153,15 +154,14 @@ class Works:
         self._todo.set()
 
     def settled(self, job: str, epoch: int) -> None:
-        """The Hub has its verdict on an end, or does not want the Job back: forget it."""
+        """The Hub has its verdict on an end, or does not want the Job back: forget it. Its launcher keeps the
+        end until that is written: a head after us must not take it for one that never began."""
         self._holdings.settled(job, epoch)
         self._settled.append((job, epoch))
         end = self._unwritten.get(job)
         if end is not None and end.epoch == epoch:
             del self._unwritten[job]
-        self._acks.release((job, epoch))
-        if len(self._settled) >= _SETTLED_MOST:
-            self._todo.set()
+        self._todo.set()
 
     def resume(self, done: Done) -> None:
         """What the head before us held and did not start may wait again."""
@@ -305,11 +305,13 @@ class Works:
             or (self._going_on and starting)
             or len(self._settled) >= _SETTLED_MOST
         )
-        if not urgent and not (self._unwritten or self._forget):
+        soon = bool(self._unwritten or self._forget)
+        if not (urgent or soon or self._settled):
             return None
-        if not urgent and at < self._worked_at + _GATHER_S:
-            # Ends alone can wait a moment for others: the launcher keeps them.
-            self._work_later()
+        # Ends alone can wait a moment for others, for the launcher keeps them; verdicts longer.
+        wait_s = self._worked_at + (_GATHER_S if soon else _SETTLED_WAIT_S) - at
+        if not urgent and wait_s > 0.0:
+            self._work_later(wait_s)
             return None
         self._worked_at = at
         work = Work(self.request_no, self._outbox.last_no)
@@ -325,9 +327,13 @@ class Works:
         work.orders = [self._order(h) for h in picked]
         return work
 
-    def _work_later(self) -> None:
-        if self._later is None:
-            self._later = asyncio.get_running_loop().call_later(_GATHER_S, self._work_now)
+    def _work_later(self, wait_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._later is not None:
+            if self._later.when() <= loop.time() + wait_s:
+                return
+            self._later.cancel()
+        self._later = loop.call_later(wait_s, self._work_now)
 
     def _work_now(self) -> None:
         self._later = None
@@ -350,7 +356,7 @@ class Works:
             for arrival in work.arrivals:
                 self._give_back(arrival.new)
         else:
-            self._written(work.ends)
+            self._written(work)
         self._admit(done)
         if work.orders or done.new:
             self._todo.set()
@@ -368,12 +374,14 @@ class Works:
             self._fetching.fetch(h)
         self._go_on(done.outcomes)
 
-    def _written(self, ends: Sequence[End]) -> None:
-        """These are in the journal: the launcher may forget them, at its leisure."""
-        for end in ends:
+    def _written(self, work: Work) -> None:
+        """This is in the journal: the launcher may forget the ends, at its leisure."""
+        for end in work.ends:
             if self._unwritten.get(end.job) is end:
                 del self._unwritten[end.job]
             self._acks.release((end.job, end.epoch))
+        for key in work.settled:
+            self._acks.release(key)
         self._acks.pace()
 
     def _give_back(self, held: Iterable[Holding]) -> None:

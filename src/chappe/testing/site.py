@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from chappe.link import journal
 from chappe.link.faults import arm_from_env
 from chappe.pilot.procs import find_marked, kill_marked, of_a_job, signal_marked
 from chappe.site.init import HubAccess, init_site
@@ -194,6 +195,11 @@ class RunningSite:
     def sessions(self) -> list[str]:
         """The Sessions that this Site ever had, oldest first."""
         return sorted(path.name for path in self.paths.sessions.iterdir())
+
+    def written_ends(self) -> int:
+        """How many ends the first session's journal holds that the hub has given no verdict on."""
+        path = self.paths.session(self.sessions()[0]) / journal.FILE
+        return len(journal.read(path)[0].ends) if path.exists() else 0
 
     def pilots(self) -> list[int]:
         """The pids of the pilots."""
