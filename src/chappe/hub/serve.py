@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chappe.core import limits
 from chappe.core.errors import Unavailable
+from chappe.hub.cork import CorkedProtocol
 from chappe.hub.http import closing, error_content, send_content
 from chappe.hub.tls import Files
 
@@ -145,7 +146,7 @@ def config(app: ASGIApp, tls: Files) -> uvicorn.Config:
     return uvicorn.Config(
         Gate(app, connections()),
         loop="uvloop",
-        http="httptools",
+        http=CorkedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

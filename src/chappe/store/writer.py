@@ -5,7 +5,9 @@ executed in order, committed once, then answered. There is no gathering delay; u
 itself is the gathering. Bulk commands (large creates) wait in a lane of their own and are committed one at
 a time, when nothing quick waits, so that a small acquire stands behind one large create at most.
 
-What stays until there is work for it (store.standing) is run in the transaction that makes the work.
+What stays until there is work for it (store.standing) is run in the transaction that makes the work. Its
+first look may be patient: then it waits a moment for others, or goes along with whatever is quick, because
+thousands of idle pilots would else cost a commit each.
 
 A group in which one command fails unexpectedly is rolled back and retried command by command. A command
 that refuses (a ChappeError before its first write) harms nobody and is answered with its refusal. Where the
@@ -37,6 +39,8 @@ T = TypeVar("T")
 
 #: How many groups of quick commands may go before a bulk command that waits.
 PASSES = 4
+#: So long may those wait that have patience. What somebody waits for takes them along at once.
+PATIENCE_S = 0.05
 #: How often a group is tried that met a deadlock, a lock's time-out or a lost connection.
 TRIES = 3
 
@@ -82,6 +86,9 @@ class Writer:
         self._mark = mark
         self._quick: deque[Command] = deque()
         self._bulk: deque[Command] = deque()
+        self._patient: deque[Command] = deque()
+        self._patient_until = 0.0
+        self._hurry = False
         self.standing = Standing()
         self._wake = threading.Condition()
         self._stopping = False
@@ -104,31 +111,43 @@ class Writer:
     def submit(self, fn: Callable[..., T], *args: Any, bulk: bool = False) -> Future[T]:
         """Queue `fn(tx, *args)`. Raises Busy when the queue is full, Unavailable when stopping."""
         future: Future[T] = Future()
-        self._queue(Command(fn, args, future), bulk)
+        self._queue(Command(fn, args, future), self._bulk if bulk else self._quick)
         return future
 
-    def stand(self, stay: Stay, fn: Callable[..., T], *args: Any) -> Command:
-        """Queue `fn(tx, *args)`, whose answer may be long in coming: see Stay. `standing.leave` ends the
-        wait. Raises like `submit`."""
+    def stand(self, stay: Stay, fn: Callable[..., T], *args: Any, patient: bool = False) -> Command:
+        """Queue `fn(tx, *args)`, whose answer may be long in coming: see Stay. `leave` ends the wait. With
+        `patient` its first run may come up to PATIENCE_S later. Raises like `submit`."""
         command = Command(fn, args, Future(), stay)
-        self._queue(command, bulk=False)
+        self._queue(command, self._patient if patient else self._quick)
         return command
 
-    def _queue(self, command: Command, bulk: bool) -> None:
+    def leave(self, command: Command) -> None:
+        """Nobody waits for more than there is: have what stands answered now, or as soon as it was run."""
+        self.standing.leave(command)
+        if not command.future.done():
+            with self._wake:
+                self._hurry = bool(self._patient)
+                self._wake.notify()
+
+    def _queue(self, command: Command, lane: deque[Command]) -> None:
         with self._wake:
             if self._over is not None:
                 raise self._over
             if self._stopping:
                 raise Unavailable("the hub is stopping; try again in a moment")
-            if len(self._quick) + len(self._bulk) >= limits.WRITER_QUEUE:
+            if self.depth >= limits.WRITER_QUEUE:
                 raise Busy("the hub's write queue is full; try again in a moment")
-            (self._bulk if bulk else self._quick).append(command)
-            self._wake.notify()
+            lane.append(command)
+            if lane is not self._patient:
+                self._wake.notify()
+            elif len(lane) == 1:
+                self._patient_until = time.monotonic() + PATIENCE_S
+                self._wake.notify()
 
     @property
     def depth(self) -> int:
         """How many commands wait."""
-        return len(self._quick) + len(self._bulk)
+        return len(self._quick) + len(self._bulk) + len(self._patient)
 
     @property
     def superseded(self) -> bool:
@@ -145,8 +164,9 @@ class Writer:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._quick or self._bulk or self._stopping):
-                    self._wake.wait()
+                while not (self._quick or self._bulk or self._stopping) and self._has_time():
+                    left_s = self._patient_until - time.monotonic() if self._patient else None
+                    self._wake.wait(left_s)
                 group = self._next_group()
             if not group:
                 return
@@ -158,17 +178,24 @@ class Writer:
             self.stats.busy_s += time.perf_counter() - started
             self.stats.largest_group = max(self.stats.largest_group, len(group))
 
+    def _has_time(self) -> bool:
+        """Whether nobody is in a hurry: those that have patience are none, or may wait."""
+        return not self._patient or (not self._hurry and time.monotonic() < self._patient_until)
+
     def _next_group(self) -> list[Command]:
-        """All quick commands, or one bulk command.
+        """All quick commands or one bulk command, and those that have patience.
 
         An acquire that shared its transaction with a create of 1 000 Jobs would wait for all of it. After
         PASSES groups that passed it, a bulk command has its turn.
         """
+        group = list(self._patient)
+        self._patient.clear()
+        self._hurry = False
         if self._bulk and (not self._quick or self._passed >= PASSES):
             self._passed = 0
-            return [self._bulk.popleft()]
+            return [*group, self._bulk.popleft()]
         self._passed += bool(self._bulk)
-        group = list(self._quick)
+        group += self._quick
         self._quick.clear()
         return group
 

@@ -84,6 +84,7 @@ async def _wait(
     leaving = asyncio.ensure_future(call.left())
     leaving.add_done_callback(lambda _left: poll.end())
     look: Callable[..., SyncReply] = store.sync
+    patient = not (req.reports or req.returned)
 
     def hint(_answered: object) -> None:
         poll.hint()
@@ -92,7 +93,7 @@ async def _wait(
         poll.hint()
     try:
         while True:
-            command = writer.stand(stay, look, p, req)
+            command = writer.stand(stay, look, p, req, patient=patient)
             answered = asyncio.wrap_future(command.future)
             answered.add_done_callback(hint)
             try:
@@ -100,13 +101,13 @@ async def _wait(
             finally:
                 # What we ask for ourselves now is no hint: it would have us look again, without end.
                 answered.remove_done_callback(hint)
-                writer.standing.leave(command)
+                writer.leave(command)
             reply = await hub.answer(answered)
             hub.metrics.sync(reply)
             reply = _with_wishes(call, reply)
             if says_something(reply) or not waits:
                 return reply
-            look = store.acquire
+            look, patient = store.acquire, False
     finally:
         leaving.cancel()
 
