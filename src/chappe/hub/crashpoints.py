@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from chappe.hub import bootstrap, http
-from chappe.store import writer
+from chappe.store import journal, writer
 
 CRASH_POINTS: tuple[str, ...] = (
     *writer.CRASH_POINTS,
+    *journal.CRASH_POINTS,
     *http.CRASH_POINTS,
     *bootstrap.CRASH_POINTS,
 )

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalErr
 from chappe.core import limits
 from chappe.core.errors import Busy, ChappeError, Invalid, Unavailable
 from chappe.hub.auth import Auth
+from chappe.hub.ingest import Intake
 from chappe.hub.live import Streams
 from chappe.hub.liveness import Liveness
 from chappe.hub.metrics import Metrics
@@ -50,6 +51,8 @@ class Hub:
         self.liveness = Liveness(boot, clock)
         self.auth = Auth(lambda token: self.read(find, token), clock)
         self.passwords = Passwords(boot)
+        #: Messages, by whichever door.
+        self.intake = Intake(self.write, clock)
         self.due = asyncio.Event()
         self.acts = asyncio.Event()
         self.unsettled = asyncio.Event()

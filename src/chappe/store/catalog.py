@@ -75,6 +75,8 @@ class Catalog:
     unheard: Unheard
     #: How many there are, over all Sites, of things that the Hub counts: a setting, not of the store.
     shared: dict[str, int] = field(default_factory=dict)
+    #: The next position in the journal of each project that has received since this was loaded.
+    next_message: dict[int, int] = field(default_factory=dict)
 
     def add_site(self, entry: SiteEntry) -> None:
         """Take a new Site up; Shapes may name it already, when it was deleted and comes back."""

@@ -16,7 +16,7 @@ from chappe.core.errors import Unavailable
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0007"
+HEAD = "0008"
 
 
 def current(path: Path) -> str | None:

@@ -15,21 +15,15 @@ from sqlalchemy import (
     Float,
     Index,
     LargeBinary,
-    MetaData,
     Table,
 )
 
 from chappe.core.states import LEASED, PHASE, TRANSITIONS, State, legal_updates
-from chappe.store.dialect import Integer, Text, rows_where
+from chappe.store import journal_tables
+from chappe.store.dialect import Integer, Text
+from chappe.store.schema import metadata, partial
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-    }
-)
-
+__all__ = ["journal_tables", "metadata"]
 
 #: The states that most rows pass come first: these conditions are evaluated for every row written.
 _HOT = [State.RUNNING, State.RUN_DONE, State.JOB_FINISHED, State.PREPROCESSED]
@@ -132,7 +126,8 @@ token = Table(
     Column("revoked_at", Float),
     Column("account", Integer),
     Column("role", Text),
-    CheckConstraint("scope IN ('user', 'site', 'session')", name="scope"),
+    Column("producer", Integer),
+    CheckConstraint("scope IN ('user', 'site', 'session', 'producer')", name="scope"),
     Index("ix_token_session", "session"),
     Index("ix_token_account", "account"),
 )
@@ -188,11 +183,6 @@ shape = Table(
     sa.UniqueConstraint("project", "hash"),
     CheckConstraint("waiting >= 0", name="waiting"),
 )
-
-
-def _partial(name: str, *columns: str | sa.TextClause, where: str) -> Index:
-    """An index of those rows for which `where` holds."""
-    return Index(name, *columns, **rows_where(where))
 
 
 #: Whether a Job has ended, whatever the way: what `ended_since` looks through.
@@ -252,9 +242,9 @@ job = Table(
     ),
     CheckConstraint(f"session IS NULL OR state IN ({LEASABLE})", name="leased"),
     CheckConstraint("waiting_parents >= 0", name="parents"),
-    _partial("ix_job_waiting", "shape", sa.text("priority DESC"), "n", where=WAITS),
-    _partial("ix_job_session", "project", "session", where="session IS NOT NULL"),
-    _partial(
+    partial("ix_job_waiting", "shape", sa.text("priority DESC"), "n", where=WAITS),
+    partial("ix_job_session", "project", "session", where="session IS NOT NULL"),
+    partial(
         "ix_job_list",
         "project",
         sa.text("COALESCE(site, 0)"),
@@ -265,10 +255,10 @@ job = Table(
     ),
     # Tombstones are left in, so that nothing ever rewrites it.
     Index("ix_job_name", "project", "name", "n"),
-    _partial("ix_job_ended", "project", "ended_at", "n", where=ENDED),
-    _partial("ix_job_held", "project", "n", where="held_at IS NOT NULL"),
-    _partial("ix_job_tombstone", "ended_at", where="resting IS NULL"),
-    _partial("ix_job_not_before", "not_before", where="not_before IS NOT NULL"),
+    partial("ix_job_ended", "project", "ended_at", "n", where=ENDED),
+    partial("ix_job_held", "project", "n", where="held_at IS NOT NULL"),
+    partial("ix_job_tombstone", "ended_at", where="resting IS NULL"),
+    partial("ix_job_not_before", "not_before", where="not_before IS NOT NULL"),
 )
 
 edge = Table(
@@ -320,7 +310,7 @@ batch_job = Table(
         "state IN ('requested', 'submitted', 'running', 'ended', 'failed', 'cancelled')",
         name="state",
     ),
-    _partial("ix_batch_job_open", "site", where="state IN ('requested', 'submitted', 'running')"),
+    partial("ix_batch_job_open", "site", where="state IN ('requested', 'submitted', 'running')"),
     sqlite_autoincrement=True,
 )
 
@@ -343,7 +333,7 @@ session = Table(
     Column("cores", Integer),
     sa.UniqueConstraint("project", "id"),
     CheckConstraint("state IN ('live', 'silent', 'dead')", name="state"),
-    _partial("ix_session_open", "site", where="state <> 'dead'"),
+    partial("ix_session_open", "site", where="state <> 'dead'"),
     sqlite_autoincrement=True,
 )
 
@@ -362,7 +352,7 @@ event = Table(
     Column("received_at", Float, nullable=False),
     Column("data", Text),
     CheckConstraint(f"kind <> 'job' OR {_legal('old', 'new', STEPS)}", name="legal"),
-    _partial("ix_event_job", "job", "seq", where="job IS NOT NULL"),
+    partial("ix_event_job", "job", "seq", where="job IS NOT NULL"),
     sqlite_with_rowid=False,
 )
 
@@ -422,7 +412,7 @@ act = Table(
     Column("ended_at", Float),
     sa.UniqueConstraint("project", "id"),
     CheckConstraint("state IN ('running', 'done', 'stopped', 'failed')", name="state"),
-    _partial("ix_act_open", "selection", where="ended_at IS NULL"),
+    partial("ix_act_open", "selection", where="ended_at IS NULL"),
     sqlite_autoincrement=True,
 )
 
