@@ -168,6 +168,8 @@ def test_a_job_is_submitted_seen_running_and_seen_ended(bench: Bench) -> None:
     (bench.root / "go").touch()
     assert bench.ends_as(ident, Phase.ENDED)
     assert marked(bench.sessions) == []
+    ours = {"go", "python", "records", batch.session}
+    assert {path.name for path in bench.root.iterdir()} <= ours, "nothing is left where we submit"
 
 
 def test_a_job_is_found_by_its_exact_name_also_after_its_end(bench: Bench) -> None:

@@ -20,6 +20,7 @@ from chappe.link.clock import boottime, new_id, now
 from chappe.site.batch import BatchJobs
 from chappe.site.book import Book
 from chappe.site.calls import CallRecord, Calls, read_record
+from chappe.site.check import began_unknown
 from chappe.site.config import Hub, PilotConfig, SchedulerConfig, SiteConfig, SiteIdentity
 from chappe.site.elastic import Elastic
 from chappe.site.paths import SitePaths
@@ -387,6 +388,33 @@ def test_what_the_scheduler_forgot_ends_when_its_whole_time_has_passed(
     fake.change("1", listed=False, history="PENDING")
     agent.run_until(lambda: agent.phase(ident) is Phase.ENDED, "given up")
     assert "whole time" in agent.book.batches[ident].message
+
+
+def test_what_began_and_has_no_id_is_asked_about_ever_less_and_ends_with_its_time(
+    root: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.will("sbatch", "accept_timeout")
+    fake.will("squeue", "empty")
+    agent = Agent(root, wall_s=600.0)
+    ident = agent.order()
+    agent.run_until(fake.jobs, "taken")
+    batch = agent.book.batches[ident]
+    (agent.paths.session(batch.session) / CLAIM).mkdir(exist_ok=True)
+    fake.change("1", listed=False, history=None)
+    began_at = now()
+    pauses = []
+    for later_s in (0.0, 1_000.0, 1_200.0):
+        monkeypatch.setattr("chappe.site.batch.now", lambda at=began_at + later_s: at)
+        pauses.append(agent.jobs.pass_claimed(batch))
+    assert pauses == pytest.approx([60.0, 250.0, 300.0], abs=5.0)
+    assert not batch.over
+    (finding,) = began_unknown(agent.paths, agent.config)
+    assert ident in finding.what
+    assert batch.session in finding.remedy
+    monkeypatch.setattr("chappe.site.batch.now", lambda: began_at + 1_300.0)
+    second = Agent(root)
+    second.run_until(lambda: second.phase(ident) is Phase.ENDED, "given up")
+    assert len(fake.calls("sbatch")) == 1
 
 
 def test_a_limit_that_was_made_shorter_since_ends_nothing_early(

@@ -55,7 +55,7 @@ class Model:
         checks = (
             f.ids is None or v.id in f.ids,
             f.id_prefix is None or v.id.startswith(f.id_prefix),
-            f.phase is None or v.phase == f.phase,
+            f.phase is None or v.phase == f.phase or (f.phase == "open" and not final),
             f.state is None or v.state == f.state,
             f.site is None or v.site == site,
             f.app is None or v.app == f.app,
@@ -129,7 +129,7 @@ def _filters(m: Model) -> st.SearchStrategy[JobFilter]:
     known: dict[str, st.SearchStrategy[Any]] = {
         "ids": st.lists(st.sampled_from(m.ids), max_size=20),
         "id_prefix": prefixes,
-        "phase": st.sampled_from(["waiting", "runnable", "running", "finished", "failed"]),
+        "phase": st.sampled_from(["open", "waiting", "runnable", "running", "finished", "failed"]),
         "state": st.sampled_from([str(s) for s in State]),
         "site": st.sampled_from(["paris", "rome", m.sites[0].id]),
         "app": st.sampled_from(["true", "other", "none", ""]),

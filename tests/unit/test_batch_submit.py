@@ -40,6 +40,21 @@ def command(draft: Draft) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("--job-name=run#3", "run"),
+        ("--job-name=run #3", "run"),
+        ('--job-name="x # y"', "x # y"),
+        ("-J a#b -c 2", "a"),
+    ],
+)
+def test_a_directive_ends_where_slurm_s_own_ends(line: str, name: str) -> None:
+    """So did sbatch of Slurm 22.05 read these lines: `#` begins a comment, also in a word."""
+    assert slurm(script=f"#!/bin/sh\n#SBATCH {line}\ntrue\n".encode()).name == name
+    assert slurm("--job-name=run#3").name == "run#3"
+
+
+@pytest.mark.parametrize(
     ("argv", "fields"),
     [
         ("-J a -t 90", {"name": "a", "wall_s": 5400.0}),

@@ -149,6 +149,21 @@ def test_synthetic_states() -> None:
     assert "status 3" in states["1239"].message
 
 
+def test_a_job_struck_off_after_its_node_failed_has_not_ended() -> None:
+    """Synthetic, after the reference guides: one that may not be run again is deleted when its node is lost,
+    and its node, which would tell how it ended, is not there to tell."""
+    for adapter, state in ((PBS, "F"), (TORQUE_ADAPTER, "C")):
+        lost = f"Job Id: 7.pbs01\n    Job_Name = chappe-x\n    job_state = {state}\n"
+        assert adapter.parse_status(lost)["7"].phase is Phase.ENDED, "it never ran"
+        lost += "    exec_host = node1/0\n"
+        assert adapter.parse_status(lost)["7"].phase is Phase.ENDED, "as Slurm's commands tell it"
+        lost += "    server = pbs01\n"
+        assert adapter.parse_status(lost)["7"].phase is Phase.UNKNOWN
+        assert "deleted" in adapter.parse_status(lost)["7"].message
+        lost += "    exit_status = 271\n"
+        assert adapter.parse_status(lost)["7"].phase is Phase.CANCELLED
+
+
 def test_ids_that_are_gone_are_no_failure_and_all_else_is() -> None:
     gone = "qstat: Unknown Job Id 99.pbs01\n"
     assert set(PBS.parse_status(SYNTHETIC_PBS, gone, 153)) >= {"1234"}

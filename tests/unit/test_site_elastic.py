@@ -12,15 +12,16 @@ from chappe.core.shapes import Shape
 from chappe.link.clock import new_id, now
 from chappe.site import config
 from chappe.site.batch import BatchJobs
-from chappe.site.book import Batch, Book, Buried, Forgotten, Said, Wanted, read_book
+from chappe.site.book import Batch, Book, Buried, CancelAsked, Forgotten, Said, Wanted, read_book
 from chappe.site.config import SchedulerConfig, SiteConfig
 from chappe.site.elastic import Elastic
 from chappe.site.elastic_inputs import policy_of, situation
 from chappe.site.paths import SitePaths
 from chappe.site.schedulers.base import Phase
+from chappe.site.schedulers.script import CLAIM
 from chappe.site.wakeup import Wakeups
 from chappe.wire.demand import Demand, PilotOffer, ShapeWaiting
-from chappe.wire.sites import BatchJobIntent
+from chappe.wire.sites import BatchJobIntent, BatchJobOrder
 
 SHAPE = Shape(("s",), 4, wall_s=7_200)
 
@@ -157,6 +158,43 @@ def test_a_smaller_one_is_not_submitted_beside_what_it_replaces(book: Book) -> N
     assert jobs.awaits_another(smaller[0])
     book.add(Said(old.id, Phase.CANCELLED, "", now()))
     assert not jobs.awaits_another(smaller[0])
+    book.close()
+
+
+@pytest.mark.parametrize("sign", ["claim", "running"])
+def test_what_has_begun_is_not_taken_back_and_nothing_is_put_in_its_place(
+    tmp_path: Path, book: Book, sign: str
+) -> None:
+    config_ = site(nodes="4", wait_s="600.0")
+    made = Elastic(config_, book, Wakeups())
+    paths = SitePaths.of(tmp_path)
+    jobs = BatchJobs(paths, config_, book, made, Wakeups())
+    old = Wanted(new_id(), BatchJobIntent(nodes=4), new_id(), True, now() - 601, 300.0)
+    book.add(old)
+    hear(made, demand(8))
+    (smaller,) = [b for b in jobs.all() if b.wanted.instead_of == old.id]
+    jobs.spare_begun()
+    assert book.batches[old.id].cancel, "it waits"
+    if sign == "claim":
+        (paths.session(old.session) / CLAIM).mkdir(parents=True)
+    else:
+        book.add(Said(old.id, Phase.RUNNING, "", now()))
+    jobs.spare_begun()
+    assert not book.batches[old.id].cancel
+    assert book.batches[smaller.id].cancel
+    assert not read_book(tmp_path / "book").batches[old.id].cancel
+    jobs.take([BatchJobOrder(old.id, old.intent, cancel=True)])
+    jobs.spare_begun()
+    assert book.batches[old.id].cancel, "what the hub orders is done, begun or not"
+    book.close()
+
+
+def test_an_order_to_cancel_is_stronger_than_a_take_back(book: Book) -> None:
+    for entries in ((True, False), (False, True)):
+        wanted = Wanted(new_id(), BatchJobIntent(), new_id(), True, now(), 300.0)
+        book.add(wanted, *(CancelAsked(wanted.id, if_waiting=each) for each in entries))
+        assert book.batches[wanted.id].cancel
+        assert not book.batches[wanted.id].if_waiting
     book.close()
 
 

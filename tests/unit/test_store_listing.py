@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from chappe.core import limits
 from chappe.core.errors import Invalid, NotFound
 from chappe.core.jobs import Envelope
-from chappe.store import acts, edits, listing, queries, select, sources
+from chappe.store import acts, edits, listing, queries, select, sites, sources
 from chappe.testing.store import SiteRig, StoreRig, cores
 from chappe.wire.jobs import ActOnJobs, JobFilter
+from chappe.wire.sites import EndSession
 
 #: Every condition that docs/howto/work-with-many-jobs.md names, and some together.
 DOCUMENTED: list[dict[str, Any]] = [
@@ -24,6 +25,8 @@ DOCUMENTED: list[dict[str, Any]] = [
     {"app": "true"},
     {"state": "CANCELLED"},
     {"phase": "cancelled"},
+    {"phase": "open"},
+    {"phase": "open", "tags": {"k": "v"}},
     {"site": "paris", "app": "true", "state": "PREPROCESSED"},
     {"name": "a"},
     {"name_prefix": "a"},
@@ -193,6 +196,25 @@ def test_a_page_looks_at_a_bounded_number_of_rows_and_says_where_to_go_on(
             break
     assert found == 8
     assert empty, "no page was cut short"
+
+
+def test_a_job_stays_among_the_open_whatever_it_passes_through_between_two_pages(
+    rig: StoreRig, site: SiteRig
+) -> None:
+    pilot = site.add_pilot()
+    granted = {g.job for g in pilot.sync(capacity=cores(5)).grants}
+    assert granted
+    found: list[str] = []
+    cursor = None
+    while True:
+        page = rig.ask(queries.list_jobs, rig.user, JobFilter(phase="open"), 4, cursor)
+        found += [view.id for view in page.jobs]
+        cursor = page.next
+        if cursor is None:
+            break
+        rig.do(sites.end_session, rig.user, pilot.id, EndSession(may_run_twice=True))
+    assert granted <= set(found)
+    assert len(found) == len(set(found)) == 23
 
 
 def test_counts_are_exact_to_a_bound(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PHASES = ("waiting", "runnable", "running", "finished", "failed", "cancelled")
+PHASES = ("open", "waiting", "runnable", "running", "finished", "failed", "cancelled")
 ROLE = click.Choice(["viewer", "operator", "owner"])
 _UNITS_B = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}

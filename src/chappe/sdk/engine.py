@@ -48,11 +48,11 @@ _HEX = re.compile(r"[0-9a-f]{4,32}")
 class Where(TypedDict, total=False):
     """Which Jobs; all conditions must hold.
 
-    ids: full ids. phase: waiting, runnable, running, finished, failed or cancelled. state: one of the
-    finer states. site: name or id. app, name: exact. name_prefix: how the name begins. parent: the children
-    of this Job. tags: all of them. held: whether it is held, and has not ended. session, batch_job: had now
-    by this Session, or by that of this BatchJob. created_since, created_until, ended_since, ended_until:
-    seconds since 1970, or aware datetimes.
+    ids: full ids. phase: waiting, runnable, running, finished, failed or cancelled; open: not ended.
+    state: one of the finer states. site: name or id. app, name: exact. name_prefix: how the name begins.
+    parent: the children of this Job. tags: all of them. held: whether it is held, and has not ended.
+    session, batch_job: had now by this Session, or by that of this BatchJob. created_since, created_until,
+    ended_since, ended_until: seconds since 1970, or aware datetimes.
     """
 
     ids: Sequence[str]

@@ -28,6 +28,7 @@ from chappe.site.book import (
     Intended,
     Registered,
     Said,
+    Spared,
     Submitted,
     Unknown,
     Wanted,
@@ -43,6 +44,8 @@ log = structlog.get_logger()
 
 HARD_END_MARGIN_S = 600.0
 """Beyond an allocation's time: what a scheduler may take to begin and to end it, and clocks may differ."""
+CLAIMED_AGAIN_LEAST_S = 60.0
+CLAIMED_AGAIN_MOST_S = 900.0
 FINAL = frozenset(str(phase) for phase in OVER)
 
 
@@ -90,6 +93,22 @@ class BatchJobs:
         other = self._book.batches.get(batch.wanted.instead_of or "")
         return other is not None and not other.over
 
+    def spare_begun(self) -> None:
+        """What we take back and has begun meanwhile goes on, and what was to stand in its place is not asked
+        for. This is looked at right before the scheduler is told: what that said last is old."""
+        for batch in [b for b in self._book.batches.values() if b.if_waiting and not b.over]:
+            claimed = sessions.claimed_by(self._paths, batch.session)
+            if batch.phase is not Phase.RUNNING and claimed is None:
+                continue
+            log.info("not taken back: it has begun", batch_job=batch.id)
+            instead = [
+                CancelAsked(b.id, if_waiting=True)
+                for b in self._book.batches.values()
+                if b.wanted.instead_of == batch.id and not b.intended and not b.cancel
+            ]
+            self._book.add(Spared(batch.id), *instead)
+            self._wakeups.batches.set()
+
     def dead(self) -> list[Batch]:
         """Those that ended and whose pilots' last words are not passed on yet."""
         return [b for b in self._book.batches.values() if b.over and not b.buried]
@@ -125,7 +144,7 @@ class BatchJobs:
                 )
             elif batch is None:
                 self._book.add(Wanted(order.id, order.intent, new_id(), kept=False, at=now()))
-            elif order.cancel and not batch.cancel:
+            elif order.cancel and (not batch.cancel or batch.if_waiting):
                 self._book.add(CancelAsked(order.id))
             else:
                 continue
@@ -224,6 +243,20 @@ class BatchJobs:
         self.submitted(batch, claimed)
         return True
 
+    def pass_claimed(self, batch: Batch) -> float:
+        """How long to leave the scheduler alone about one whose script has begun, and whose id nobody knows:
+        ever longer. 0 when it is over, since its whole time has passed."""
+        began_at = sessions.claimed_at(self._paths, batch.session)
+        began_at = batch.wanted.at if began_at is None else began_at
+        wall_s = self._wall_s(batch)
+        if wall_s is not None and now() > self._hard_end(began_at, wall_s):
+            self.now_is(batch, Phase.ENDED, "its whole time has passed since its script began")
+            return 0.0
+        return min(CLAIMED_AGAIN_MOST_S, max(CLAIMED_AGAIN_LEAST_S, (now() - began_at) / 4))
+
+    def _hard_end(self, since: float, wall_s: float) -> float:
+        return since + wall_s + self._config.pilot.kill_s + HARD_END_MARGIN_S
+
     def pass_hard_ends(self) -> None:
         """Those that the scheduler does not know any more, and that must have ended since it last listed them
         as waiting or running, whatever became of them: their whole time has passed, and some more."""
@@ -232,7 +265,7 @@ class BatchJobs:
             listed_at = self._listed.setdefault(batch.id, now())
             if wall_s is None:
                 continue
-            if now() > listed_at + wall_s + self._config.pilot.kill_s + HARD_END_MARGIN_S:
+            if now() > self._hard_end(listed_at, wall_s):
                 self.now_is(
                     batch, Phase.ENDED, "its whole time has passed since it was last listed"
                 )

@@ -66,7 +66,14 @@ class Submitted(msgspec.Struct, frozen=True, tag="submitted"):
 
 
 class CancelAsked(msgspec.Struct, frozen=True, tag="cancel"):
-    """The Hub wants it ended."""
+    """The Hub wants it ended; or, `if_waiting`, we take it back, unless it has begun."""
+
+    id: str
+    if_waiting: bool = False
+
+
+class Spared(msgspec.Struct, frozen=True, tag="spared"):
+    """It was to be taken back, and has begun before."""
 
     id: str
 
@@ -107,6 +114,7 @@ Entry = (
     | Intended
     | Submitted
     | CancelAsked
+    | Spared
     | Said
     | Buried
     | Accepted
@@ -131,6 +139,7 @@ class Batch:
     asked_wall_s: float | None = None
     scheduler_id: str | None = None
     cancel: bool = False
+    if_waiting: bool = False
     phase: Phase = Phase.UNKNOWN
     message: str = ""
     running_at: float | None = None
@@ -188,7 +197,11 @@ class Batch:
             case Submitted():
                 self.scheduler_id = entry.scheduler_id
             case CancelAsked():
+                # Who takes back ends less than who cancels.
+                self.if_waiting = entry.if_waiting and (self.if_waiting or not self.cancel)
                 self.cancel = True
+            case Spared():
+                self.cancel = self.if_waiting = False
             case Said():
                 self.phase, self.message = entry.phase, entry.message
                 if self.phase is Phase.RUNNING:

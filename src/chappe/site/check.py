@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -19,15 +20,18 @@ from chappe.link.apps import AppProblem, load_app
 from chappe.link.clock import now
 from chappe.link.functions import DEFAULT, FunctionEnvironment
 from chappe.link.http import HubClient, RetryPolicy
+from chappe.link.spool import SpoolCorrupt
 from chappe.link.trust import TrustedKeys
 from chappe.site import config as site_config
 from chappe.site import schedulers, status
 from chappe.site.agent import read_token
+from chappe.site.book import read_book
 from chappe.site.check_way import pilots_way
 from chappe.site.command import run
 from chappe.site.config import SiteConfig
 from chappe.site.finding import Finding, Level
 from chappe.site.paths import SitePaths
+from chappe.site.sessions import claimed_at
 from chappe.site.status import Presence
 from chappe.wire.sites import Whoami
 
@@ -60,6 +64,7 @@ def check_site(directory: Path | str) -> list[Finding]:
     found += _trust(paths)
     found += _disk(paths)
     found += _agent(paths)
+    found += began_unknown(paths, config)
     found += asyncio.run(_outside(paths, config))
     return found
 
@@ -159,6 +164,28 @@ def _agent(paths: SitePaths) -> Iterator[Finding]:
         yield Finding(Level.OK, seen.message, f"look at it on {seen.host}")
     else:
         yield Finding(Level.WARNING, seen.message, f"chappe site start {paths.root}")
+
+
+def began_unknown(paths: SitePaths, config: SiteConfig) -> Iterator[Finding]:
+    """Allocations that have begun and that the scheduler does not know: nobody sees them end."""
+    if not schedulers.make(config.scheduler.kind, str(paths.scheduler_records)).quirks.shared:
+        return
+    try:
+        batches = read_book(paths.book).batches.values()
+    except (SpoolCorrupt, OSError) as e:
+        yield Finding(Level.ERROR, f"{paths.book}: {e}", "start the agent: it sets the file aside")
+        return
+    for batch in batches:
+        began_at = claimed_at(paths, batch.wanted.session)
+        if began_at is None or batch.scheduler_id is not None or batch.over:
+            continue
+        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(began_at))
+        yield Finding(
+            Level.WARNING,
+            f"the allocation of BatchJob {batch.id} began at {began}, under an id that nobody knows",
+            "it is given up when its whole time has passed; when you know that it has ended: "
+            f"chappe session end {batch.wanted.session} --may-run-twice",
+        )
 
 
 async def _outside(paths: SitePaths, config: SiteConfig) -> list[Finding]:

@@ -166,7 +166,7 @@ class Elastic:
         no = max(self._book.memory.last_no + 1, int(at * 1e6))
         entries: list[Entry] = [Decided(Decision(no, at, data))]
         entries += [w for _, w in wanted]
-        entries += [CancelAsked(id) for id in cancels]
+        entries += [CancelAsked(id, if_waiting=True) for id in cancels]
         self._book.add(*entries)
         faults.reach("agent.after_decision")
         for ask, batch in wanted:

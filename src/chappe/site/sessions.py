@@ -185,6 +185,15 @@ def claimed_by(paths: SitePaths, session: str) -> str | None:
         return "" if claim.exists() else None
 
 
+def claimed_at(paths: SitePaths, session: str) -> float | None:
+    """When the allocation of a Session began (seconds since 1970, as the file system tells); None: it has
+    not."""
+    try:
+        return (paths.session(session) / CLAIM).stat().st_mtime
+    except OSError:
+        return None
+
+
 def _template(paths: SitePaths, name: str) -> str:
     if not name:
         return ""

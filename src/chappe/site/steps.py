@@ -83,6 +83,7 @@ class Steps:
             for batch in batches:
                 if boottime() >= self._not_before.get(batch.id, 0.0):
                     await self._advance(batch)
+            self._jobs.spare_begun()
             await self._cancel([b for b in batches if self._to_cancel(b)])
             self._forget_all_but({batch.id for batch in batches})
             await wait_for(self._wakeups.batches, self._next_step_s())
@@ -264,9 +265,9 @@ class Steps:
                 await self._cancel_ids(ids[1:])
             self._jobs.submitted(batch, ids[0])
         elif claimed is not None:
-            raise LeftAlone(
-                "its script has begun, and the scheduler does not know it", ROOM_AGAIN_S
-            )
+            why = "its script has begun, and the scheduler does not know it"
+            if wait_s := self._jobs.pass_claimed(batch):
+                raise LeftAlone(why, wait_s)
         elif left_s > 0:
             raise LeftAlone("a submission without an answer may still be taken up", left_s)
         elif batch.cancel:

@@ -22,6 +22,8 @@ T = TypeVar("T")
 VALUES = sql("SELECT value FROM texts(:filter_ids) v")
 NUMBERS = sql("SELECT value FROM ints(:filter_ns) v")
 
+OPEN = "open"
+"""For a filter: any phase that is not final. A Job leaves this list only when it ends."""
 OPEN_PHASES = tuple(str(phase) for phase in Phase if phase not in FINAL_PHASES)
 
 
@@ -41,7 +43,8 @@ def conditions(project: int, f: JobFilter) -> list[sa.ColumnElement[bool]]:
     if f.id_prefix is not None:
         found.append(_prefix(f.id_prefix))
     if f.phase is not None:
-        found.append(job.c.phase == _one_of(f.phase, [*Phase], "phase"))
+        phase = _one_of(f.phase, [*Phase, OPEN], "phase")
+        found.append(job.c.phase.in_(OPEN_PHASES) if phase == OPEN else job.c.phase == phase)
     if f.state is not None:
         found.append(job.c.state == _one_of(f.state, [*State], "state"))
     if f.app is not None:

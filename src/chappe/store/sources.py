@@ -21,7 +21,7 @@ from chappe.core.ids import check_id
 from chappe.core.states import PHASE, RUNNABLE, Phase, State
 from chappe.store.dialect import sql
 from chappe.store.principal import Principal
-from chappe.store.select import after_all, sessions_of
+from chappe.store.select import OPEN, OPEN_PHASES, after_all, sessions_of
 from chappe.store.tx import to_json
 from chappe.wire.jobs import JobFilter
 
@@ -148,6 +148,7 @@ def source_of(conn: Connection, p: Principal, f: JobFilter, cells: list[Cell]) -
 def cells_of(conn: Connection, p: Principal, f: JobFilter) -> list[Cell]:
     """The cells that pass the filter. NotFound for a Site that does not exist."""
     site = None if f.site is None else site_n(conn, p, f.site)
+    phases = OPEN_PHASES if f.phase == OPEN else (f.phase,)
     found = (Cell(*row) for row in conn.execute(CELLS, {"project": p.project_n}))
     return [
         cell
@@ -155,7 +156,7 @@ def cells_of(conn: Connection, p: Principal, f: JobFilter) -> list[Cell]:
         if (site is None or cell.site == site)
         and (f.app is None or (cell.app == f.app != ""))
         and (f.state is None or cell.state == f.state)
-        and (f.phase is None or PHASE[State(cell.state)] == f.phase)
+        and (f.phase is None or PHASE[State(cell.state)] in phases)
     ]
 
 
@@ -170,7 +171,7 @@ def site_n(conn: Connection, p: Principal, site: str) -> int:
 
 
 def _cell_source(conn: Connection, p: Principal, f: JobFilter, cells: list[Cell]) -> Source:
-    of_all = f.state is None and f.phase is None
+    of_all = f.state is None and f.phase in (None, OPEN)
     if not of_all and all(PHASE[State(cell.state)] is Phase.RUNNING for cell in cells):
         return _counted(conn, OF_LEASED, LEASED, project=p.project_n)
     ranges = set()

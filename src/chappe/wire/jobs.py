@@ -89,9 +89,10 @@ class JobPage(msgspec.Struct, frozen=True, omit_defaults=True):
 class JobFilter(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Which Jobs: all conditions must hold. `ids` ≤ 10 000, full ids; `id_prefix` is a short id.
 
-    `parent` gives the children of one Job; `name` matches the whole name. `held` says whether it is held
-    and has not ended. `session` gives what a Session has now, `batch_job` what that of a BatchJob has. Times
-    are seconds since 1970: from `…_since` on, and before `…_until`.
+    `phase` is one of the six, or `open` for all that have not ended. `parent` gives the children of one Job;
+    `name` matches the whole name. `held` says whether it is held and has not ended. `session` gives what a
+    Session has now, `batch_job` what that of a BatchJob has. Times are seconds since 1970: from `…_since` on,
+    and before `…_until`.
     """
 
     ids: list[str] | None = None

@@ -26,12 +26,10 @@ _AT_ONCE = 8
 NAMES_MOST = 1_000
 #: How long ended Jobs are listed (by their numbers they are found as long as the Hub keeps them).
 _ENDED_S = 86_400.0
-#: Jobs of one phase, at most, in a list. Of more none are shown, for some would pass for all: programs take
+#: Jobs, at most, in a list. Of more none are shown, for some would pass for all: programs take
 #: a Job that is not listed for one that has ended.
 LISTED_MOST = 100_000
 _TRIES = 5
-_ACTIVE = ("waiting", "runnable", "running")
-_OVER = ("finished", "failed", "cancelled")
 
 
 class Desk:
@@ -111,14 +109,13 @@ class Desk:
         Raises TooLarge.
         """
         tags = {TAG: VALUE} | ({} if asked.user is None else {USER: asked.user})
-        found: list[JobView] = []
-        for phase in _ACTIVE:
-            found += await self._views(JobFilter(phase=phase, site=asked.site, tags=tags))
-        since = now() - _ENDED_S
-        for phase in _OVER if over else ():
-            ended = JobFilter(phase=phase, site=asked.site, tags=tags, ended_since=since)
-            found += await self._views(ended)
-        # Between two pages a Job may have changed its phase.
+        # In one list, which a Job leaves only when it ends: read phase by phase, one that is granted anew
+        # meanwhile would be in none of them.
+        found = await self._views(JobFilter(phase="open", site=asked.site, tags=tags))
+        if over:
+            since = now() - _ENDED_S
+            found += await self._views(JobFilter(site=asked.site, tags=tags, ended_since=since))
+        # What ended between the two is in both.
         return [see(view) for view in {view.id: view for view in found}.values()]
 
     async def _views(self, where: JobFilter) -> list[JobView]:

@@ -167,6 +167,12 @@ class Torque(Pbs):
         mem = math.ceil(batch.nodes * batch.mem_bytes / MIB)
         return [f"-l {chunk}", *([f"-l mem={mem}mb"] if mem else [])]
 
+    def submit_command(self, script: str, name: str) -> list[str]:
+        """`qsub`, told again where the output goes: Slurm's passes over that directive, and would leave a
+        file in the directory of whoever submits."""
+        output = f"{script.rpartition('/')[0]}/batch.out"
+        return ["qsub", "-N", name, "-j", "oe", "-o", output, script]
+
     def find_commands(self, name: str) -> list[list[str]]:
         """All jobs in full: `qselect` is not everywhere. Only needed after an answer that was lost."""
         return [["qstat", "-f"]]
@@ -202,7 +208,14 @@ def _state(facts: dict[str, str]) -> BatchState:
         return BatchState(Phase.RUNNING, name=name)
     if not state or state not in _OVER:
         return BatchState(Phase.UNKNOWN, name=name)
-    status = facts.get("Exit_status", facts.get("exit_status", "0"))
+    status = facts.get("Exit_status", facts.get("exit_status", ""))
+    if not status and {"exec_host", "server"} <= facts.keys():
+        # A job that ran has a status from its node. Without one it was struck off, as when its node failed.
+        # (Slurm's commands of these names tell of no status at all, nor of a server.)
+        message = (
+            "it was deleted without a word of its node; what ran there may go on until the limit"
+        )
+        return BatchState(Phase.UNKNOWN, message, name=name)
     if status in _WALLTIME:
         return BatchState(Phase.ENDED, "its wall-clock limit passed", name=name)
     if not re.fullmatch(r"-?\d+", status) or status == "0":
