@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chappe.core import lateness, simulations
-from chappe.core.lateness import NS, SimulationView, State, learned_slack_ns
+from chappe.core.lateness import SimulationView, State, learned_slack_ns
 from chappe.core.messages import Mark, Message, decode
 from chappe.core.simulations import Fold, JobFold
+from chappe.core.timestamps import NS
 from chappe.core.vocabulary import KINDS
 from chappe.testing.naive_fold import naive_tries, naive_views
 from chappe.testing.simulations import Course, Dialect, Scenario, campaign, disturbed, scenario

@@ -47,7 +47,7 @@ def naive_tries(messages: Iterable[Message]) -> dict[str, tuple[int, bool, bool]
     once = sorted({m.uid: m for m in messages}.values(), key=place)
     starts: dict[str, Message] = {}
     for m in once:
-        if m.type == "simulation.started":
+        if m.type == "simulation.started" and m.simulation:
             starts.setdefault(m.simulation, m)
     found: dict[str, tuple[int, bool, bool]] = {}
     for uid, start in starts.items():
