@@ -200,11 +200,11 @@ class StubHub:
 
     def _orders(self, sync: AgentSync) -> list[BatchJobOrder]:
         return [
-            BatchJobOrder(i, self.intents[i], cancel=i in self.cancels)
+            BatchJobOrder(i, wishes(self.intents[i]), cancel=i in self.cancels)
             for i in self.states("requested", "submitted", "running")
             if i not in sync.known or (i in self.cancels and sync.wait_s == 0)
         ] + [
-            BatchJobOrder(i, self.intents[i], cancel=True)
+            BatchJobOrder(i, wishes(self.intents[i]), cancel=True)
             for i in self.states("requested", "submitted", "running")
             if i in sync.known and i in self.cancels and sync.wait_s > 0
         ]
@@ -218,6 +218,11 @@ class StubHub:
             1.0,
             session=self.sessions.get(ident),
         )
+
+
+def wishes(intent: BatchJobIntent) -> msgspec.Raw:
+    """What an order carries."""
+    return msgspec.Raw(msgspec.json.encode(intent))
 
 
 class _Server(ThreadingHTTPServer):

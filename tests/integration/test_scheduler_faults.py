@@ -32,6 +32,7 @@ from chappe.site.wakeup import Wakeups
 from chappe.site.watch import watch
 from chappe.testing.fake_slurm import FakeSlurm
 from chappe.wire.sites import BatchJobIntent, BatchJobOrder, BatchJobView, NewSessionReply
+from tests.integration.site_rig import wishes
 
 WITHIN_S = 60.0
 FAST = SchedulerConfig(kind="slurm", status_interval_s=0.2, status_fast_s=0.1)
@@ -93,7 +94,7 @@ class Agent:
         self, intent: BatchJobIntent | None = None, cancel: bool = False, id: str = ""
     ) -> str:
         ident = id or new_id()
-        self.jobs.take([BatchJobOrder(ident, intent or BatchJobIntent(cores=1), cancel)])
+        self.jobs.take([BatchJobOrder(ident, wishes(intent or BatchJobIntent(cores=1)), cancel)])
         return ident
 
     def phase(self, ident: str) -> Phase:

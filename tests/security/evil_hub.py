@@ -256,7 +256,12 @@ class EvilHub:
 
 def plain_order(ident: str | None = None, **fields: Any) -> BatchJobOrder:
     """An order for one allocation."""
-    return BatchJobOrder(ident or new_id(), BatchJobIntent(**fields))
+    return BatchJobOrder(ident or new_id(), wishes(BatchJobIntent(**fields)))
+
+
+def wishes(intent: object) -> msgspec.Raw:
+    """What an order carries."""
+    return msgspec.Raw(msgspec.json.encode(intent))
 
 
 class _Server(ThreadingHTTPServer):

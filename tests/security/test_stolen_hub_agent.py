@@ -15,7 +15,7 @@ from chappe.site import daemon
 from chappe.site.status import Presence
 from chappe.testing.hub import RunningHub
 from chappe.wire.sites import BatchJobIntent, BatchJobOrder, BatchJobView
-from tests.security.evil_hub import plain_order
+from tests.security.evil_hub import plain_order, wishes
 from tests.security.victim import Victim
 
 
@@ -93,7 +93,7 @@ def test_orders_under_names_that_are_none_are_passed_over(quiet: Victim) -> None
     daemon.start(victim.paths.root)
     names = ("", "x y", "../../x", "x\n#SBATCH --uid=0", "--force", "x" * 10_000, "\0")
     for name in names:
-        victim.hub.order(BatchJobOrder(name, BatchJobIntent()))
+        victim.hub.order(BatchJobOrder(name, wishes({})))
     agent_lives(victim)
     assert len(victim.sessions()) == 1
     log = (victim.paths.logs / "agent.log").read_text()
@@ -146,7 +146,7 @@ def test_what_the_scheduler_runs_is_asked_of_the_scheduler(quiet: Victim, tmp_pa
     (tmp_path / "s" / "session.json").write_text("{}")
     victim.hub.listed = [view, *paths]
     daemon.start(victim.paths.root)
-    victim.hub.order(BatchJobOrder(view.id, view.intent, cancel=True))
+    victim.hub.order(BatchJobOrder(view.id, wishes({}), cancel=True))
     reports = victim.hub.agent_reports
     victim.hub.wait(
         lambda: view.id in reports and reports[view.id].state in ("cancelled", "failed"),

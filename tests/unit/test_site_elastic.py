@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import Raw
 
 from chappe.core.elastic import NodeSize, PolicyKind
 from chappe.core.shapes import Shape
@@ -183,7 +184,7 @@ def test_what_has_begun_is_not_taken_back_and_nothing_is_put_in_its_place(
     assert not book.batches[old.id].cancel
     assert book.batches[smaller.id].cancel
     assert not read_book(tmp_path / "book").batches[old.id].cancel
-    jobs.take([BatchJobOrder(old.id, old.intent, cancel=True)])
+    jobs.take([BatchJobOrder(old.id, Raw(b"{}"), cancel=True)])
     jobs.spare_begun()
     assert book.batches[old.id].cancel, "what the hub orders is done, begun or not"
     book.close()

@@ -25,9 +25,12 @@ _DIRECTIVE = re.compile(
 )
 
 
-class BatchJobIntent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class BatchJobIntent(msgspec.Struct, frozen=True, omit_defaults=True):
     """What we ask the scheduler for: nodes; of each `cores` (0: all), `gpus` and `mem_bytes` (0: what the
-    scheduler gives); wall-clock limit (None: the Site's). Empty texts leave the choice to the Site."""
+    scheduler gives); wall-clock limit (None: the Site's). Empty texts leave the choice to the Site.
+
+    Whoever only shows one passes over what a newer version added; whoever acts on one reads it as a
+    StrictIntent, for an allocation without a wish that was not understood is not the one that was wanted."""
 
     nodes: int = 1
     cores: int = 0
@@ -40,6 +43,21 @@ class BatchJobIntent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     reservation: str = ""
     constraint: str = ""
     job_extra_directives: tuple[str, ...] = ()
+
+
+class StrictIntent(BatchJobIntent, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One of which every wish must be known."""
+
+
+def read_intent(raw: bytes) -> BatchJobIntent:
+    """The intent that these bytes (JSON) say. Raises Invalid, naming a wish that is unknown, or wrong."""
+    try:
+        msgspec.json.decode(raw, type=StrictIntent)
+        intent = msgspec.json.decode(raw, type=BatchJobIntent)
+    except (msgspec.DecodeError, RecursionError) as e:
+        raise Invalid(f"what is wished for is not understood here: {e}", field="intent") from e
+    check_intent(intent)
+    return intent
 
 
 def check_intent(intent: BatchJobIntent, of: str = "intent") -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 import chappe
+from chappe.core.batchjobs import BatchJobIntent
 from chappe.core.errors import BY_STATUS
 from chappe.core.jobs import JobSpec
 from chappe.hub.route import Route, Signature
@@ -24,6 +25,7 @@ RAW_FIELDS = {
     ("Grant", "spec"): JobSpec,
     ("SignedSpec", "spec"): JobSpec,
     ("Submission", "statement"): Statement,
+    ("BatchJobOrder", "intent"): BatchJobIntent,
 }
 
 DESCRIPTION = """\

@@ -13,7 +13,6 @@ from chappe.wire.demand import Demand
 from chappe.wire.jobs import Counts, JobFilter
 from chappe.wire.sites import (
     AppView,
-    BatchJobIntent,
     BatchJobView,
     EndSession,
     Listing,
@@ -23,6 +22,7 @@ from chappe.wire.sites import (
     NewToken,
     SessionView,
     SiteView,
+    StrictIntent,
     TokenList,
     TokenView,
 )
@@ -88,7 +88,7 @@ class Admin:
     ) -> BatchJobView:
         """Ask for an allocation at a Site: nodes; of each cores (0: all), gpus and memory; limit (None: the
         Site's own); the rest as the machine's scheduler calls it, where the Site's policy allows it."""
-        intent = BatchJobIntent(
+        intent = StrictIntent(
             nodes=nodes,
             cores=cores,
             wall_s=wall_s,

@@ -14,10 +14,13 @@ from collections.abc import Collection, Iterable
 import structlog
 
 from chappe.core import faults, limits
+from chappe.core.batchjobs import check_intent, read_intent
+from chappe.core.errors import Invalid
 from chappe.core.ids import is_uuid7
-from chappe.link.clock import new_id, now
+from chappe.link.clock import boottime, new_id, now
 from chappe.site import sessions
 from chappe.site.book import (
+    OVER_MOST,
     Accepted,
     Batch,
     Book,
@@ -42,6 +45,10 @@ from chappe.wire.sites import BatchJobIntent, BatchJobOrder, BatchJobReport, Bat
 
 log = structlog.get_logger()
 
+OPEN_MOST = 2_000
+"""BatchJobs that are open here at a time; a Hub that orders more is heard again when some are over."""
+SAY_AGAIN_S = 60.0
+REFUSAL_CHARS = 500
 HARD_END_MARGIN_S = 600.0
 """Beyond an allocation's time: what a scheduler may take to begin and to end it, and clocks may differ."""
 CLAIMED_AGAIN_LEAST_S = 60.0
@@ -64,6 +71,8 @@ class BatchJobs:
         self._ends: dict[str, int] = {}
         self._listed: dict[str, float] = {}
         self._again: set[str] = set()
+        self._said_again: dict[str, float] = {}
+        self._was_full = False
 
     def all(self) -> list[Batch]:
         """All of them, oldest first."""
@@ -122,6 +131,7 @@ class BatchJobs:
         ] + [
             BatchJobReport(id, self._book.over[id], message="it was over when the hub asked again")
             for id in self._again
+            if id in self._book.over
         ]
 
     def take(self, orders: Iterable[BatchJobOrder]) -> bool:
@@ -136,14 +146,16 @@ class BatchJobs:
                 self._say_again(order.id)
                 continue
             batch = self._book.batches.get(order.id)
+            if batch is None and self._full():
+                continue
             if batch is None and order.cancel:
                 # Never taken up, so never submitted: it is over before it began.
                 self._book.add(
-                    Wanted(order.id, order.intent, new_id(), kept=False, at=now()),
+                    Wanted(order.id, BatchJobIntent(), new_id(), kept=False, at=now()),
                     CancelAsked(order.id),
                 )
             elif batch is None:
-                self._book.add(Wanted(order.id, order.intent, new_id(), kept=False, at=now()))
+                self._take_up(order)
             elif order.cancel and (not batch.cancel or batch.if_waiting):
                 self._book.add(CancelAsked(order.id))
             else:
@@ -152,6 +164,25 @@ class BatchJobs:
             log.info("order taken", batch_job=order.id, cancel=order.cancel)
             self._wakeups.batches.set()
         return news
+
+    def _take_up(self, order: BatchJobOrder) -> None:
+        """Write down what is wanted; or that it cannot be, before anything could be done about it."""
+        intent, refused = BatchJobIntent(), ""
+        try:
+            intent = read_intent(bytes(order.intent))
+        except Invalid as e:
+            refused = e.message[:REFUSAL_CHARS]
+            log.warning("an order is refused", batch_job=order.id, field=e.field, why=refused)
+            self._wakeups.bury.set()
+        self._book.add(Wanted(order.id, intent, new_id(), kept=False, at=now(), refused=refused))
+
+    def _full(self) -> bool:
+        """Whether no more can be taken up now: nothing that a Hub orders makes the book grow for ever."""
+        full = len(self._book.batches) >= OPEN_MOST
+        if full and not self._was_full:
+            log.error("more is ordered than this site takes up at a time", most=OPEN_MOST)
+        self._was_full = full
+        return full
 
     def heard_silent(self, session_ids: Iterable[str]) -> bool:
         """Sessions that the Hub does not hear; whether there is reason to ask the scheduler now."""
@@ -173,11 +204,13 @@ class BatchJobs:
             if not (is_uuid7(view.id) and is_uuid7(view.session)):
                 log.error("a batch job with an id that is none is passed over", id=view.id[:60])
                 continue
+            if self._full():
+                continue
             log.warning("adopting a batch job that the book does not know", batch_job=view.id)
             # What looks like one of our own is counted as one: there shall not be two for it.
             kept = view.intent == BatchJobIntent()
             self._book.add(
-                Wanted(view.id, view.intent, view.session, kept, at=view.created_at),
+                Wanted(view.id, _sane(view.intent), view.session, kept, at=view.created_at),
                 Registered(view.id),
                 Intended(view.id),
             )
@@ -194,7 +227,8 @@ class BatchJobs:
 
     def _say_again(self, id: str) -> None:
         """The Hub has lost the end of this one, with its last words: only that it is over can be told."""
-        if id not in self._again:
+        since_s = boottime() - self._said_again.get(id, -SAY_AGAIN_S)
+        if id not in self._again and since_s >= SAY_AGAIN_S:
             log.warning("the hub asks for a batch job that is over", batch_job=id)
             self._again.add(id)
             self._wakeups.report.set()
@@ -202,7 +236,11 @@ class BatchJobs:
     def accepted(self, reports: Iterable[BatchJobReport]) -> None:
         """The Hub has taken these reports: forget what is over."""
         for report in reports:
-            self._again.discard(report.id)
+            if report.id in self._again:
+                self._again.remove(report.id)
+                self._said_again[report.id] = boottime()
+                while len(self._said_again) > OVER_MOST:
+                    del self._said_again[next(iter(self._said_again))]
             if report.id in self._book.batches:
                 self._book.add(Accepted(report.id, report.state))
                 if report.state in FINAL:
@@ -322,3 +360,12 @@ class BatchJobs:
         # Where the policy bounds what waits or runs, this may make room for another.
         self._wakeups.batches.set()
         self._wakeups.report.set()
+
+
+def _sane(intent: BatchJobIntent) -> BatchJobIntent:
+    """What a Hub says was asked for, or the least, when it cannot have been."""
+    try:
+        check_intent(intent)
+    except Invalid:
+        return BatchJobIntent()
+    return intent

@@ -27,7 +27,8 @@ OVER_MOST = 2_000
 
 class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
     """A BatchJob was taken up. `kept`: we made it ourselves (`site.elastic`); with `idle_s` it ends when
-    it was idle for so long. `instead_of` is a BatchJob that must be over before this one is submitted."""
+    it was idle for so long. `instead_of` is a BatchJob that must be over before this one is submitted.
+    `refused`: why it never will be; then `intent` is not what was asked for."""
 
     id: str
     intent: BatchJobIntent
@@ -36,6 +37,7 @@ class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
     at: float
     idle_s: float | None = None
     instead_of: str | None = None
+    refused: str = ""
 
 
 class Registered(msgspec.Struct, frozen=True, tag="registered"):
@@ -185,6 +187,8 @@ class Batch:
         """Take one more entry into account."""
         self.entries.append(entry)
         match entry:
+            case Wanted(refused=why) if why:
+                self.phase, self.message = Phase.FAILED, why
             case Registered():
                 self.registered = True
             case Unknown():

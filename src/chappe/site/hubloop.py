@@ -48,6 +48,8 @@ REPORTS = 500
 LATE_S = 15.0
 """How long after `wait_s` an answer may come before the connection counts as lost."""
 SPACING_S = 1.0
+BURST = 20
+"""Answers that may come at once, one after the other, before each is waited for as if it said nothing."""
 
 
 class Superseded(ChappeError):
@@ -81,6 +83,30 @@ async def greet(hub: HubClient, site: str, agent: str, before: Sequence[str]) ->
                 raise
             refusal = e
     raise AgentRunning(f"this agent was not started: {refusal.message}")
+
+
+class _Pace:
+    """How fast a Hub may be asked again that answers at once: it may be broken, or in the wrong hands.
+    News are followed up at once, `BURST` times, and then once in SPACING_S."""
+
+    def __init__(self) -> None:
+        self._left = float(BURST)
+        self._at = boottime()
+
+    async def after(self, began: float, *, news: bool) -> None:
+        """Return when the Hub may be asked again. `began`: when it was asked (CLOCK_BOOTTIME); `news`:
+        whether its answer was one worth following up."""
+        at = boottime()
+        self._left = min(float(BURST), self._left + (at - self._at) / SPACING_S)
+        self._at = at
+        if at - began >= SPACING_S:
+            return
+        if news and self._left >= 1.0:
+            self._left -= 1.0
+            return
+        await asyncio.sleep(SPACING_S)
+        # What was waited for here earns nothing.
+        self._at = boottime()
 
 
 class HubLoop:
@@ -129,6 +155,7 @@ class HubLoop:
 
     async def _listen(self, logs: LogDesk) -> None:
         delay_s = FIRST_DELAY_S
+        pace = _Pace()
         while True:
             began = boottime()
             try:
@@ -143,9 +170,7 @@ class HubLoop:
                 self._wakeups.batches.set()
                 self._wakeups.bury.set()
                 self._wakeups.report.set()
-            if not news and boottime() - began < SPACING_S:
-                # An answer that came at once and said nothing new: do not ask in circles.
-                await asyncio.sleep(SPACING_S)
+            await pace.after(began, news=news)
 
     async def _listen_once(self, logs: LogDesk) -> bool:
         if not self._greeted:
@@ -237,6 +262,7 @@ class HubLoop:
     async def report(self) -> None:
         """Pass on what became of BatchJobs, as soon as it is known. Raises Superseded."""
         delay_s = FIRST_DELAY_S
+        pace = _Pace()
         while True:
             reports = self._jobs.reports()[:REPORTS]
             decisions = self._elastic.untold()
@@ -245,6 +271,7 @@ class HubLoop:
                 continue
             await self._wakeups.online.wait()
             faults.reach("agent.before_report")
+            began = boottime()
             try:
                 reply = await self._sync(reports, decisions=decisions)
             except Superseded:
@@ -254,12 +281,20 @@ class HubLoop:
                 delay_s = min(MOST_DELAY_S, 2 * delay_s)
                 await asyncio.sleep(delay_s)
                 continue
-            delay_s = FIRST_DELAY_S
             faults.reach("agent.after_report")
             taken = set(reply.accepted)
-            self._jobs.accepted([r for r in reports if r.id in taken])
+            accepted = [r for r in reports if r.id in taken]
+            self._jobs.accepted(accepted)
             self._elastic.told(decisions, reply.decided)
             self._take(reply)
+            if accepted or self._elastic.untold() != decisions:
+                delay_s = FIRST_DELAY_S
+                await pace.after(began, news=True)
+            else:
+                # It answers, and takes nothing: it would be told the same again and again.
+                log.warning("the hub takes none of the reports", reports=len(reports))
+                await asyncio.sleep(delay_s)
+                delay_s = min(MOST_DELAY_S, 2 * delay_s)
 
     # -- Apps --------------------------------------------------------------------------------------------
 

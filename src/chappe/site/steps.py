@@ -9,6 +9,7 @@ more than the Site's policy allows. Nothing here touches a running pilot, except
 
 from __future__ import annotations
 
+import msgspec
 import structlog
 
 from chappe.core import faults
@@ -33,7 +34,14 @@ from chappe.site.schedulers.base import (
     SubmitUnclear,
 )
 from chappe.site.wakeup import Wakeups, wait_for
-from chappe.wire.sites import BatchJobIntent, BatchJobView, NewBatchJob, NewSession, NewSessionReply
+from chappe.wire.sites import (
+    BatchJobIntent,
+    BatchJobView,
+    NewBatchJob,
+    NewSession,
+    NewSessionReply,
+    StrictIntent,
+)
 
 log = structlog.get_logger()
 
@@ -183,10 +191,11 @@ class Steps:
         self._wakeups.report.set()
 
     async def _make_known(self, batch: Batch) -> None:
+        strict = msgspec.convert(batch.wanted.intent, StrictIntent, from_attributes=True)
         await self._hub.request(
             "POST",
             "/v1/batch-jobs",
-            NewBatchJob(batch.id, self._config.site.id, batch.wanted.intent),
+            NewBatchJob(batch.id, self._config.site.id, strict),
             BatchJobView,
             retry=NO_RETRY,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from chappe.core.batchjobs import BatchJobIntent as BatchJobIntent
+from chappe.core.batchjobs import StrictIntent as StrictIntent
 from chappe.core.hidden import HidesToken
 from chappe.core.parameters import Parameter
 from chappe.core.shapes import Capacity
@@ -117,10 +118,11 @@ class AgentSync(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BatchJobOrder(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Something to submit to the scheduler (`cancel` False) or to take back."""
+    """Something to submit to the scheduler (`cancel` False) or to take back. `intent` is a BatchJobIntent, as
+    it was asked for: an agent refuses the order whose wishes it does not all know, and takes the others."""
 
     id: str
-    intent: BatchJobIntent
+    intent: msgspec.Raw
     cancel: bool = False
 
 
@@ -147,7 +149,7 @@ class NewBatchJob(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
 
     id: str
     site: str
-    intent: BatchJobIntent = BatchJobIntent()
+    intent: StrictIntent = StrictIntent()
 
 
 class BatchJobView(msgspec.Struct, frozen=True, omit_defaults=True):
