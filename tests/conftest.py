@@ -18,10 +18,12 @@ from hypothesis import HealthCheck, settings
 
 from chappe.testing import gridengine as gridengine_servers
 from chappe.testing import postgres as postgresql
+from chappe.testing import rabbitmq as rabbit_servers
 from chappe.testing import slurm as slurm_servers
 from chappe.testing.gridengine import GridEngineCell
 from chappe.testing.place import Databases
 from chappe.testing.postgres import PostgresServer
+from chappe.testing.rabbitmq import RabbitCluster
 from chappe.testing.slurm import SlurmCluster, TorqueCommands
 
 #: Whether a skipped test is a failure.
@@ -94,6 +96,14 @@ def gridengine(require: Require) -> Generator[GridEngineCell, None, None]:
     require(gridengine_servers.available(), "Grid Engine", gridengine_servers.HOW_TO_GET)
     with GridEngineCell.start() as cell:
         yield cell
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(require: Require) -> Generator[RabbitCluster, None, None]:
+    """A RabbitMQ broker of this run's own, of one node."""
+    require(rabbit_servers.available(), "RabbitMQ", rabbit_servers.HOW_TO_GET)
+    with RabbitCluster.start() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

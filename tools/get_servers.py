@@ -44,6 +44,11 @@ class Server(NamedTuple):
 
 
 SERVERS = (
+    Server(
+        "rabbitmq",
+        ("rabbitmq-server",),
+        ("/usr/lib/rabbitmq/bin/rabbitmq-server", "epmd", "setpriv"),
+    ),
     Server("postgres", ("postgresql",), ("/usr/lib/postgresql/*/bin/initdb|initdb",)),
     Server(
         "slurm",

@@ -48,6 +48,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "project": "create ls",
         "member": "add ls rm",
         "audit": "ls",
+        "bus": "permissions setup",
     }
     names = {f"chappe {noun} {verb}" for noun, verbs in promised.items() for verb in verbs.split()}
     assert COMMANDS.keys() == names | {

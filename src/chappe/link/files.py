@@ -48,6 +48,24 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = 
         sync_directory(path.parent)
 
 
+def read_private(path: Path, field: str) -> str:
+    """The one line of a file that only its owner may read, such as a password.
+
+    Raises Invalid, naming `field`, when it cannot be read, is open to others, or holds no line.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            open_to_others = os.fstat(file.fileno()).st_mode & 0o077
+            line = file.read(4_096).strip()
+    except (OSError, UnicodeDecodeError) as e:
+        raise Invalid(f"{path} cannot be read: {e}", field=field) from e
+    if open_to_others:
+        raise Invalid(f"{path} is open to others: chmod 600 {path}", field=field)
+    if not line or "\n" in line:
+        raise Invalid(f"{path} must hold one line", field=field)
+    return line
+
+
 def write_new(path: Path, data: bytes, mode: int, *, durable: bool = True) -> None:
     """Write a file that must not exist yet (FileExistsError). Not atomic: for temporary names."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)

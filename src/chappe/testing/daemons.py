@@ -73,10 +73,12 @@ class Daemons:
         process = self._running.get(name)
         return process is not None and process.poll() is None
 
-    def await_ready(self, name: str, ready: Callable[[], object]) -> None:
+    def await_ready(
+        self, name: str, ready: Callable[[], object], within_s: float = START_WITHIN_S
+    ) -> None:
         """Wait until `ready`. Raises NotStarted."""
         try:
-            until(lambda: ready() or not self.alive(name), name)
+            until(lambda: ready() or not self.alive(name), name, within_s)
         except TimeoutError as e:
             raise NotStarted(f"{name} is not ready: {self.tail(name)}") from e
         if not self.alive(name):

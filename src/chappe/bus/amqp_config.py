@@ -1,0 +1,104 @@
+"""How a RabbitMQ broker is reached, and who its accounts are: the `[amqp]` part of a hub's configuration."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from chappe.core.errors import Invalid
+from chappe.link.files import read_private
+
+PORTS = {"amqp": 5672, "amqps": 5671}
+_OWN_MACHINE = frozenset(("127.0.0.1", "::1", "localhost"))
+
+
+class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose messages come from an account of the broker: a producer of a project."""
+
+    project: str
+    producer: str
+
+
+class Outlet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which Events are published: those of `projects`, in routing keys of `mode`."""
+
+    projects: tuple[str, ...]
+    mode: str = "prod"
+
+
+class Amqp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A broker: the addresses of its nodes, how to log in there, and what it is for.
+
+    With `cert_file` and `key_file` the log-in is EXTERNAL: the broker takes the account from the certificate.
+    Else it is PLAIN, with the user of the address and the one line of `password_file`. `accounts` are those
+    whose messages are taken; without any there is no door. `prefetch` messages or envelopes wait here at most
+    for their commit.
+    """
+
+    urls: tuple[str, ...]
+    password_file: str = ""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    heartbeat_s: int = 20
+    prefetch: int = 200
+    accounts: dict[str, Account] = {}
+    outlet: Outlet | None = None
+
+    def __post_init__(self) -> None:
+        if not self.urls:
+            raise ValueError("`urls` wants the address of at least one node")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("`cert_file` and `key_file` belong together")
+        for url in self.urls:
+            _check(url, external=bool(self.cert_file))
+        if not 1 <= self.heartbeat_s <= 600 or not 1 <= self.prefetch <= 10_000:
+            raise ValueError("`heartbeat_s` is from 1 to 600, `prefetch` from 1 to 10 000")
+
+    def at(self, directory: Path) -> Amqp:
+        """The same, its files' names taken from `directory` on."""
+        names = ("password_file", "ca_file", "cert_file", "key_file")
+        files = {n: str(directory / getattr(self, n)) for n in names if getattr(self, n)}
+        return msgspec.structs.replace(self, **files)
+
+    @property
+    def external(self) -> bool:
+        """Whether the log-in is by certificate."""
+        return bool(self.cert_file)
+
+    def password(self) -> str:
+        """The password. Raises Invalid when its file cannot be read, or is open to others."""
+        if not self.password_file:
+            raise Invalid(
+                "amqp: a log-in by password wants `password_file`", field="amqp.password_file"
+            )
+        return read_private(Path(self.password_file), "amqp.password_file")
+
+    def tls(self) -> ssl.SSLContext:
+        """What an encrypted connection is checked by. Raises Invalid for files that are none."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file or None)
+            if self.cert_file:
+                context.load_cert_chain(self.cert_file, self.key_file)
+        except OSError as e:
+            raise Invalid(
+                f"amqp: the certificates cannot be used: {e}", field="amqp.ca_file"
+            ) from e
+        return context
+
+
+def _check(url: str, *, external: bool) -> None:
+    """Raise ValueError for an address that cannot be used, or not safely."""
+    parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.hostname or ''}"
+    if parts.scheme not in PORTS or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{shown} is not of the form amqps://USER@HOST:PORT/VHOST")
+    if parts.password is not None:
+        raise ValueError(f"{shown}: a password does not belong there; use `password_file`")
+    if parts.scheme == "amqp" and (external or parts.hostname not in _OWN_MACHINE):
+        raise ValueError(f"{shown}: another machine is only talked to by amqps://")
+    if not external and not parts.username:
+        raise ValueError(f"{shown}: name the account, as in amqps://USER@HOST")
