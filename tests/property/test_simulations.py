@@ -236,7 +236,7 @@ def test_a_period_that_fails_again_and_again_needs_a_person() -> None:
 
 def test_slack_is_learned_from_what_messages_took() -> None:
     assert learned_slack_ns({}) == lateness.SLACK_DEFAULT_NS
-    assert learned_slack_ns({3: 99}) == lateness.SLACK_DEFAULT_NS
+    assert learned_slack_ns({3: 19}) == lateness.SLACK_DEFAULT_NS
     assert learned_slack_ns({3: 1000}) == lateness.SLACK_MIN_NS
     assert learned_slack_ns({3: 980, 20: 20}) == (2 << 20) * 1_000_000
     assert learned_slack_ns({3: 995, 20: 5}) == lateness.SLACK_MIN_NS

@@ -32,7 +32,7 @@ SLACK_DEFAULT_NS = 3_900 * NS
 """Of a source that is not known yet: an hour in a mail's buffer, and five minutes."""
 
 SLACK_MIN_NS = 30 * NS
-SLACK_ENOUGH = 100
+SLACK_ENOUGH = 20
 """So many messages of a source speak for it."""
 
 REPEATS_MAX = 3
@@ -141,13 +141,9 @@ def _silence_ns(job: JobFold) -> int | None:
     return None if heard.suspect else heard.at_ns + job.beat.every_s * BEATS_MISSED * NS
 
 
-def state_of(latest: JobFold | None, verdict: Verdict | None) -> State:
-    """A simulation's state, from its latest compute job and what was judged of it."""
-    if latest is None or verdict is None:
-        return State.QUEUED
-    if verdict.state is State.COMPLETE and latest.complete is None:
-        return State.QUEUED
-    return verdict.state
+def state_of(latest: JobFold, state: State) -> State:
+    """A simulation's state, from its latest compute job and what was judged of that."""
+    return State.QUEUED if state is State.COMPLETE and latest.complete is None else state
 
 
 def view(fold: Fold, jobs: list[JobFold], now_ns: int, slack_ns: int) -> SimulationView:
@@ -157,7 +153,7 @@ def view(fold: Fold, jobs: list[JobFold], now_ns: int, slack_ns: int) -> Simulat
     after = {a.id: b.began for a, b in pairwise(compute)}
     verdicts = {job.id: judge(job, after.get(job.id), now_ns, slack_ns) for job in ordered}
     latest = compute[-1] if compute else None
-    state = state_of(latest, verdicts[latest.id] if latest else None)
+    state = state_of(latest, verdicts[latest.id].state) if latest else State.QUEUED
     counts: dict[str, int] = {}
     for job in ordered:
         key = f"{job.kind or 'other'}.{verdicts[job.id].state}"

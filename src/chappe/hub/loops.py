@@ -11,12 +11,14 @@ from chappe.core import limits
 from chappe.core.errors import ChappeError
 from chappe.hub.retention import Retention, retain
 from chappe.hub.state import Hub
-from chappe.store import bulk, changes, tokens, upkeep
+from chappe.store import bulk, changes, simulations, tokens, upkeep
 from chappe.store.tx import Tx
 
 #: Sessions are looked over at least this often, and back-offs looked up anew.
 LOOK_S = 5.0
 DUE_LOOK_S = 30.0
+#: Deadlines that messages brought are seen at the latest after this; they are hours away.
+JUDGE_S = 15.0
 PURGE_FIRST_S = 60.0
 PURGE_S = 3_600.0
 CUT_FIRST_S = 120.0
@@ -38,7 +40,7 @@ async def run(hub: Hub, keep: Retention | None = None) -> None:
             await _sleep(hub, CUT_S)
 
     async with asyncio.TaskGroup() as group:
-        for loop in (sessions, due, settle, acts, purge, *([cut] if keep else [])):
+        for loop in (sessions, due, settle, acts, deadlines, purge, *([cut] if keep else [])):
             group.create_task(supervised(hub, loop))
 
 
@@ -148,6 +150,16 @@ async def _step(hub: Hub, n: int) -> None:
     except Exception as error:
         log.exception("an act failed", act=n)
         await hub.write(bulk.fail, n, f"the hub could not go on: {type(error).__name__}")
+
+
+async def deadlines(hub: Hub) -> None:
+    """Once: judge the simulations' jobs whose time has come, some at a time; then sleep to the next."""
+    at = await hub.read(simulations.next_look)
+    now = hub.clock()
+    if at is not None and at <= now:
+        await hub.write(simulations.look_again, bulk=True)
+        return
+    await _sleep(hub, JUDGE_S if at is None else min(at - now, JUDGE_S))
 
 
 async def purge(hub: Hub) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 from sqlalchemy import Connection
@@ -19,6 +20,9 @@ from chappe.store.dialect import sql
 from chappe.store.jobrow import COLUMNS, JobRow, to_row
 from chappe.store.unheard import Unheard
 from chappe.wire.sites import AppView
+
+if TYPE_CHECKING:
+    from chappe.store.simulations import Cache
 
 NEWEST_AT = sql("SELECT created_at FROM job ORDER BY n DESC LIMIT 1")
 
@@ -77,6 +81,8 @@ class Catalog:
     shared: dict[str, int] = field(default_factory=dict)
     #: The next position in the journal of each project that has received since this was loaded.
     next_message: dict[int, int] = field(default_factory=dict)
+    #: Simulations that were spoken of, once there are any (store.simulations).
+    simulations: Cache | None = None
 
     def add_site(self, entry: SiteEntry) -> None:
         """Take a new Site up; Shapes may name it already, when it was deleted and comes back."""

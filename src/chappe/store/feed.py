@@ -115,7 +115,7 @@ def _event(row: Any) -> Event:
     seq, kind, job, received_at, occurred_at, old, new, attempt, epoch, data, _ = row
     decoded = {} if data is None else msgspec.json.decode(data)
     subject = job if job is not None else str(decoded.get("id", ""))
-    phase = None if new is None else _PHASES[new]
+    phase = _PHASES.get(new) if new is not None and kind == "job" else None
     return Event(
         seq, kind, subject, received_at, occurred_at, old, new, phase, attempt, epoch, decoded
     )

@@ -7,7 +7,7 @@ statement each when the group commits. If anything fails, all of it is rolled ba
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,6 +155,7 @@ class Tx:
         self._counts: dict[tuple[int, int, str, str], int] = {}
         self._moves: dict[tuple[int, int, str, str, str], int] = {}
         self._shapes: set[int] = set()
+        self._at_end: dict[Callable[[Tx], None], None] = {}
 
     # -- statements --------------------------------------------------------------------------------
 
@@ -335,10 +336,16 @@ class Tx:
         sites = self.catalog.sites
         return {sites[n].id for n in numbers if n in sites}
 
+    def at_end(self, fn: Callable[[Tx], None]) -> None:
+        """Have `fn(tx)` write, once, what all commands of this transaction gathered."""
+        self._at_end[fn] = None
+
     def flush(self) -> None:
         """Write what was gathered. Called once, just before COMMIT."""
         if not self.written:
             return
+        for fn in self._at_end:
+            fn(self)
         self.insert(INSERT_EVENTS, self._events)
         for (project, site, app, old, new), n in self._moves.items():
             self.count(project, site, app, old, -n)

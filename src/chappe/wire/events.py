@@ -17,9 +17,10 @@ WIRE_VERSION = 1
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One thing that the Hub concluded. `kind` is job (a change of state: `old` → `new`) | job.deleted |
     job.held | job.released | job.updated | session | batch_job | site |
-    elastic (what a Site's agent decided about allocations); `subject` is the id it is about.
+    elastic (what a Site's agent decided about allocations) | simulation (its state: `old` → `new`, which may
+    be the same); `subject` is the id it is about.
     `occurred_at` is the producer's clock, `received_at` the Hub's (seconds since 1970). `phase` is the phase
-    that `new` belongs to."""
+    that a Job's `new` belongs to."""
 
     seq: int
     kind: str
