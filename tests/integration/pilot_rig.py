@@ -172,12 +172,12 @@ class Pilot:
         return [process.pid for process in find_marked(self.session) if process.job]
 
     def log(self) -> list[dict[str, Any]]:
-        """What the head logged."""
+        """What the head logged. What starts its hands writes plain lines beside it."""
         try:
             lines = (self.directory / "pilot.log").read_bytes().splitlines()
         except FileNotFoundError:
             return []
-        return [msgspec.json.decode(line) for line in lines]
+        return [msgspec.json.decode(line) for line in lines if line.startswith(b"{")]
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The log's lines about one thing."""
