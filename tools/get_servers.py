@@ -63,6 +63,11 @@ SERVERS = (
     Server(
         "openmpi", ("openmpi-bin", "libopenmpi-dev", "gcc"), ("mpiexec.openmpi", "mpicc", "gcc")
     ),
+    Server(
+        "producers",
+        ("dash", "bash", "ksh93u+m", "mksh", "busybox-static", "gcc", "gfortran"),
+        ("dash", "bash", "ksh93", "mksh", "busybox", "gcc", "gfortran"),
+    ),
     # PBS commands in front of Slurm; the package conflicts with gridengine-client.
     Server(
         "torque",

@@ -14,6 +14,8 @@ from pathlib import Path
 MODULE_WARN_LINES = 400
 MODULE_MAX_LINES = 600
 FUNCTION_MAX_LINES = 70
+#: Copied alone to machines without Chappe, so it cannot be split.
+ALONE = {"chappe_emit.py": 1000}
 
 
 def main(paths: list[str]) -> int:
@@ -42,8 +44,9 @@ def findings(source: Path) -> Iterator[tuple[bool, str]]:
     """What is too long in one file: (whether it is an error, a line for a person)."""
     text = source.read_text(encoding="utf-8")
     lines = len(text.splitlines())
-    if lines > MODULE_MAX_LINES:
-        yield True, f"{source}: {lines} lines, at most {MODULE_MAX_LINES}: split it"
+    most = ALONE.get(source.name, MODULE_MAX_LINES)
+    if lines > most:
+        yield True, f"{source}: {lines} lines, at most {most}: split it"
     elif lines > MODULE_WARN_LINES:
         yield False, f"{source}: {lines} lines (warning above {MODULE_WARN_LINES})"
     for node in ast.walk(ast.parse(text, filename=str(source))):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from chappe.core.jobs import Resources
+from chappe.link.emitted import SPOOL
 from chappe.pilot.nodes import Share
 from chappe.pilot.session import Session
 from chappe.pilot.topology import VARIABLES
@@ -17,6 +18,8 @@ def base_env(session: Session, environ: Mapping[str, str]) -> dict[str, str]:
     env = {name: environ[name] for name in _BASE_NAMES if name in environ}
     env["CHAPPE_SITE"] = session.site_name
     env["CHAPPE_DATA"] = str(session.data)
+    if session.spool:
+        env["CHAPPE_EMIT_SPOOL"] = str(session.data / SPOOL)
     return env
 
 

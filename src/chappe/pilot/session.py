@@ -89,6 +89,7 @@ class Session(HidesToken, msgspec.Struct, frozen=True):
     there (`node_local` unless given). The allocation ends at `ends_at` (seconds since 1970), or `wall_s`
     after its pilot first began; without both it has no known end.
     With `relay` the Hub is reached through the Site's agent, and `url` is where that finds it.
+    With `spool` the agent brings on what Jobs leave in the spool folder of `data_dir`.
     `functions` says whether signed Python functions may run, and in which environments.
     """
 
@@ -110,6 +111,7 @@ class Session(HidesToken, msgspec.Struct, frozen=True):
     functions: FunctionRules = FunctionRules()
     hosts: HostsOptions = HostsOptions()
     relay: RelayFiles | None = None
+    spool: bool = False
 
     @property
     def data(self) -> Path:

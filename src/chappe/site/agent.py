@@ -33,6 +33,7 @@ from chappe.site.hubloop import AgentId, HubLoop, Superseded, greet
 from chappe.site.paths import SitePaths
 from chappe.site.relay import Relay
 from chappe.site.schedulers.windows import READERS
+from chappe.site.spools import Spools
 from chappe.site.status import AgentRunning, Presence
 from chappe.site.steps import Steps
 from chappe.site.undertaker import Undertaker
@@ -217,6 +218,8 @@ async def _run(
     serving: dict[str, Loop] = {}
     if config.relay.enabled:
         serving["relay"] = Relay(paths, config).run
+    if config.spool.enabled:
+        serving["spools"] = Spools(paths, config.spool, hub, wakeups).run
     reader = READERS.get(config.scheduler.kind)
     if reader is not None and config.elastic.policy is PolicyKind.BACKFILL:
         serving["windows"] = partial(

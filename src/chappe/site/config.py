@@ -24,6 +24,7 @@ from chappe.link.functions import FunctionEnvironment, FunctionRules, check_rule
 from chappe.site.config_lines import line_of, split_error
 from chappe.site.config_text import commented, documented
 from chappe.site.elastic_config import ElasticConfig, check_elastic
+from chappe.site.spool_config import SpoolConfig
 
 FILE = "site.toml"
 
@@ -398,6 +399,7 @@ class SiteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     relay: RelayConfig = RelayConfig()
     elastic: ElasticConfig = ElasticConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    spool: SpoolConfig = SpoolConfig()
     functions: FunctionRules = FunctionRules()
 
     def ca_path(self, directory: Path) -> str | None:
@@ -508,6 +510,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "relay": RelayConfig,
     "elastic": ElasticConfig,
     "resources": ResourcesConfig,
+    "spool": SpoolConfig,
     "functions": FunctionRules,
 }
 _TABLES: dict[str, type[msgspec.Struct]] = {

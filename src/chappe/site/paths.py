@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from chappe.link.emitted import SPOOL
 from chappe.link.values import KEY_FILE
 
 
@@ -33,6 +34,16 @@ class SitePaths:
     def data(self) -> Path:
         """Working directories of Jobs."""
         return self.root / "data"
+
+    @property
+    def spool(self) -> Path:
+        """Where Jobs leave messages for the agent to bring on."""
+        return self.data / SPOOL
+
+    @property
+    def spool_marks(self) -> Path:
+        """How far such files were read."""
+        return self.outbox / "spools"
 
     @property
     def logs(self) -> Path:

@@ -109,6 +109,7 @@ def write_session(
         "functions": config.functions,
         "hosts": _hosts(config, intent),
         "relay": _relay(paths) if config.relay.enabled else None,
+        "spool": config.spool.enabled,
     }
     write_atomic(directory / SESSION_FILE, msgspec.json.encode(content), 0o600)
 
