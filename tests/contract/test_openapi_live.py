@@ -17,6 +17,7 @@ from chappe.link.clock import new_id
 from chappe.testing.hub import RunningHub, start_hub
 from chappe.wire.bulk import NewAct, NewSelection
 from chappe.wire.jobs import ActOnJobs, EnvelopeChange, JobFilter, QueryJobs
+from chappe.wire.messages import NewProducer, Requeue
 from chappe.wire.people import NewInvitation, NewProject, NewServiceToken, NewUser, SetMember
 from chappe.wire.results import AskResults
 from chappe.wire.sites import AgentSync, NewSite, NewToken
@@ -120,6 +121,16 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
     await call("POST", "/v1/projects", NewProject(new_id(), f"p-{w.site_id}"))
     await call("PUT", "/v1/members/{name}", SetMember("viewer"), name=f"u-{w.site_id}")
     await call("POST", "/v1/sites", NewSite(new_id(), f"contract-{w.site_id}"))
+    await call("POST", "/v1/producers", NewProducer(f"producer-{w.site_id}"))
+    await call("GET", "/v1/producers")
+    told = {"msgUID": new_id(), "msgType": "log", "msgStream": "f", "msgSeq": 1}
+    await call("POST", "/v1/messages", json.dumps([told, {"x": 1}]).encode())
+    for path in ("/v1/messages", "/v1/messages/stats", "/v1/messages/streams"):
+        await call("GET", path)
+    await call("GET", "/v1/messages/{uid}", uid=str(told["msgUID"]))
+    bad = json.loads(await call("GET", "/v1/quarantine"))["quarantined"][0]
+    await call("GET", "/v1/quarantine/{n}", n=str(bad["n"]))
+    await call("POST", "/v1/messages/requeue", Requeue())
     agent = AgentSync(w.agent)
     await call("POST", "/v1/sites/{id}/sync", agent, w.site, id=w.site_id)
     await call("POST", "/v1/sync/wake", None, pilot.client)

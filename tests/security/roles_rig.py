@@ -100,7 +100,20 @@ class Project:
             "selections": self.select(),
         }
         self.ids["acts"] = self.act(self.ids["selections"])
+        self.tell()
         return self
+
+    def tell(self) -> None:
+        """A producer, a message, and something that is none."""
+        rig, name = self.rig, f"u{new_id()}"
+        made = rig.ok("POST", "/v1/producers", self.owner, {"name": name})
+        self.tokens["producer"] = made["token"]
+        uid = new_id()
+        message = {"msgUID": uid, "msgType": "log"}
+        rig.ok("POST", "/v1/messages", self.owner, message)
+        nonsense = rig.ok("POST", "/v1/messages", self.owner, {"nonsense": uid})
+        (bad,) = nonsense["verdicts"]
+        self.ids |= {"producers": name, "messages": uid, "quarantine": str(bad["n"])}
 
     def place(self) -> Place:
         rig, here = self.rig, Place(new_id(), "", new_id(), new_id(), new_id(), "")
@@ -155,6 +168,7 @@ PARTIES: dict[str, frozenset[Party]] = {
     "service owner": frozenset({Party.OWNER}),
     "site": frozenset({Party.SITE}),
     "session": frozenset({Party.SESSION}),
+    "producer": frozenset({Party.PRODUCER}),
     "administrator": frozenset({Party.ADMINISTRATOR, Party.PERSON}),
     "administrator and owner": frozenset({Party.ADMINISTRATOR, Party.OWNER, Party.PERSON}),
 }

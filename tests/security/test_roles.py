@@ -69,6 +69,8 @@ def nobodys(action: str) -> str:
     """An id that was never given, of the form that the route takes."""
     if "{prefix}" in action:
         return "zzzzyyyyxxxx"
+    if "{n}" in action:
+        return "9"
     return f"u{new_id()}" if "{name}" in action else new_id()
 
 

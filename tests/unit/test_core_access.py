@@ -31,6 +31,8 @@ OWNERS = {
     "DELETE /v1/sites/{id}",
     "POST /v1/sites/{id}/token",
     "POST /v1/tokens/service",
+    "POST /v1/producers",
+    "DELETE /v1/producers/{name}",
 }
 ADMINISTRATORS = {
     "GET /v1/users",
@@ -70,6 +72,10 @@ READS = {"POST /v1/jobs/query", "POST /v1/jobs/count", "POST /v1/jobs/results"}
 @pytest.mark.parametrize("action", [a for a in RULES if a[:4] != "GET " and a not in READS])
 def test_a_viewer_changes_nothing_but_what_is_its_own(action: str) -> None:
     assert RULES[action].get(Party.VIEWER, Reach.OWN) is Reach.OWN
+
+
+def test_a_producer_may_send_messages_and_nothing_else() -> None:
+    assert {a for a, row in RULES.items() if Party.PRODUCER in row} == {"POST /v1/messages"}
 
 
 @pytest.mark.parametrize("action", RULES)

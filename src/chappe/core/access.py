@@ -1,8 +1,9 @@
 """Who may do what, and how far: one table, and the one function that reads it.
 
 A *party* is what a token is, seen from its project: it acts for somebody with a role there, for an
-administrator of the hub, for a Site's agent, or for the pilot of one Session. One token may be several
-parties. A *reach* is what an action finds: whatever lies beyond it looks as if it had never existed.
+administrator of the hub, for a Site's agent, for the pilot of one Session, or for a producer of messages.
+One token may be several parties. A *reach* is what an action finds: whatever lies beyond it looks as if it
+had never existed.
 
 An action is a route, `METHOD /path`. One that is missing here is for nobody, and the hub does not start
 with it; an empty row is for everybody, without a token.
@@ -24,6 +25,7 @@ class Party(StrEnum):
     ADMINISTRATOR = "administrator"
     SITE = "site"
     SESSION = "session"
+    PRODUCER = "producer"
 
 
 class Reach(IntEnum):
@@ -49,6 +51,7 @@ _SELF = {Party.PERSON: Reach.OWN}
 _ANY_ROLE = dict.fromkeys(ROLES, Reach.OWN)
 _SITE = {Party.SITE: Reach.SITE}
 _PILOT = {Party.SESSION: Reach.SESSION}
+_PRODUCER = {Party.PRODUCER: Reach.OWN}
 _AT_SITE = {Party.SITE: Reach.SITE, Party.SESSION: Reach.SITE}
 
 RULES: Mapping[str, Row] = {
@@ -106,6 +109,18 @@ RULES: Mapping[str, Row] = {
     "GET /v1/sessions": _VIEW | _SITE,
     "POST /v1/sessions": _SITE,
     "POST /v1/sessions/{id}/end": _OPERATE | _SITE | _PILOT,
+    # messages
+    "POST /v1/messages": _OPERATE | _SITE | _PRODUCER,
+    "GET /v1/messages": _VIEW,
+    "GET /v1/messages/stats": _VIEW,
+    "GET /v1/messages/streams": _VIEW,
+    "POST /v1/messages/requeue": _OPERATE,
+    "GET /v1/messages/{uid}": _VIEW,
+    "GET /v1/quarantine": _VIEW,
+    "GET /v1/quarantine/{n}": _VIEW,
+    "GET /v1/producers": _VIEW,
+    "POST /v1/producers": _OWN,
+    "DELETE /v1/producers/{name}": _OWN,
     # events
     "GET /v1/events": _VIEW,
     "GET /v1/events/stream": _VIEW,

@@ -25,6 +25,7 @@ _WORDS = {
     Party.ADMINISTRATOR: "an administrator",
     Party.SITE: "a site",
     Party.SESSION: "a pilot",
+    Party.PRODUCER: "a producer",
 }
 
 

@@ -109,7 +109,7 @@ class Endpoint:
             return answer
         if answer is None:
             return Content(b"", JSON, 204)
-        return Content(_encode(answer), JSON)
+        return Content(_encode(answer), JSON, self._route.status)
 
 
 def _authorization(scope: Scope) -> str | None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from chappe.wire.jobs import Counts
 from chappe.wire.sync import SyncReply
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from chappe.hub.state import Hub
-    from chappe.wire.jobs import Counts
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 35)
+VERDICTS = ("stored", "duplicate", "quarantined")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -63,13 +64,20 @@ class Metrics:
             self._reports.labels(name).inc(n)
 
 
+class Found(NamedTuple):
+    """What is read from the store: Jobs by state, Sessions by state, and by door what became of messages."""
+
+    jobs: Counts
+    sessions: list[tuple[str, int]]
+    messages: list[tuple[str, int, int, int]]
+
+
 class _Now(Collector):
     """Gauges of this moment."""
 
-    def __init__(self, hub: Hub, counts: Counts, sessions: Iterable[tuple[str, int]]) -> None:
+    def __init__(self, hub: Hub, found: Found) -> None:
         self._hub = hub
-        self._counts = counts
-        self._sessions = sessions
+        self._found = found
 
     def collect(self) -> Iterator[Metric]:
         """The families, as prometheus_client wants them."""
@@ -86,23 +94,31 @@ class _Now(Collector):
             ("largest_group", "Most commands in one commit so far", stats.largest_group),
             ("long_polls", "Requests that wait for something to be told", len(hub.polls)),
             ("streams", "Open event streams", len(hub.streams)),
+            ("messages_waiting", "Messages that wait to be stored", hub.intake.waiting),
         ):
             yield GaugeMetricFamily(f"chappe_{name}", words, value)
         jobs = GaugeMetricFamily("chappe_jobs", "Jobs by state", labels=("state",))
         by_state: dict[str, int] = {}
-        for _site, _app, state, n in self._counts.counts:
+        for _site, _app, state, n in self._found.jobs.counts:
             by_state[state] = by_state.get(state, 0) + n
         for state, n in sorted(by_state.items()):
             jobs.add_metric((state,), n)
         yield jobs
         sessions = GaugeMetricFamily("chappe_sessions", "Sessions by state", labels=("state",))
-        for state, n in self._sessions:
+        for state, n in self._found.sessions:
             sessions.add_metric((state,), n)
         yield sessions
+        messages = CounterMetricFamily(
+            "chappe_messages", "Messages received, by door and verdict", labels=("door", "verdict")
+        )
+        for door, *numbers in self._found.messages:
+            for verdict, n in zip(VERDICTS, numbers, strict=True):
+                messages.add_metric((door, verdict), n)
+        yield messages
 
 
-def render(hub: Hub, counts: Counts, sessions: Iterable[tuple[str, int]]) -> bytes:
+def render(hub: Hub, found: Found) -> bytes:
     """All metrics in the text format."""
     now = CollectorRegistry()
-    now.register(_Now(hub, counts, sessions))
+    now.register(_Now(hub, found))
     return generate_latest(hub.metrics.registry) + generate_latest(now)

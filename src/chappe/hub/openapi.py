@@ -30,10 +30,10 @@ RAW_FIELDS = {
 
 DESCRIPTION = """\
 The hub's interface. Every request below `/v1` carries `Authorization: Bearer TOKEN`; a token's scope is
-user, site (its agent) or session (a pilot), and a user's has a role in its project: viewer, operator or
-owner. `x-reach` says whom a route is for, and how far it sees for them: what is their own, their
-session's, their site's, their project's, or the whole hub's. Errors have one form, `ErrorReply`; where
-`transient` is true, the same request may be repeated."""
+user, site (its agent), session (a pilot) or producer (of messages), and a user's has a role in its project:
+viewer, operator or owner. `x-reach` says whom a route is for, and how far it sees for them: what is their
+own, their session's, their site's, their project's, or the whole hub's. Errors have one form, `ErrorReply`;
+where `transient` is true, the same request may be repeated."""
 
 
 def document(routes: Iterable[Route]) -> dict[str, Any]:
@@ -94,7 +94,10 @@ def _operation(route: Route, signature: Signature, schemas: dict[Any, Any]) -> d
         }
     if signature.body is bytes:
         binary = {"schema": {"type": "string", "format": "binary"}}
-        operation["requestBody"] = {"required": True, "content": {"*/*": binary}}
+        operation["requestBody"] = {
+            "required": True,
+            "content": dict.fromkeys(route.takes, binary),
+        }
     elif signature.body is not None:
         content = {JSON: {"schema": schemas[signature.body]}}
         operation["requestBody"] = {"required": True, "content": content}
@@ -137,7 +140,7 @@ def _responses(
     responses: dict[str, dict[str, Any]] = {}
     if signature.is_json:
         content = {JSON: {"schema": schemas[signature.reply]}}
-        responses["200"] = {"description": "Done.", "content": content}
+        responses[str(route.status)] = {"description": "Done.", "content": content}
     elif signature.reply is None:
         responses["204"] = {"description": "Done."}
     else:

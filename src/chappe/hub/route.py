@@ -36,7 +36,8 @@ _NAMED = re.compile(r"(?:unknown|required) field `([^`]*)`")
 class Route:
     """One route. `errors` are the statuses beyond the usual ones. KeyError when no rule says whom it is for.
 
-    `media` is the type of a reply that is not JSON; `limit_bytes` bounds the body.
+    `media` is the type of a reply that is not JSON; `limit_bytes` bounds the body, `takes` are the types of
+    one that the handler decodes; `status` is that of a reply.
     """
 
     method: str
@@ -45,6 +46,8 @@ class Route:
     errors: tuple[int, ...] = ()
     media: str = "application/json"
     limit_bytes: int = limits.BODY_BYTES
+    takes: tuple[str, ...] = ("*/*",)
+    status: int = 200
 
     def __post_init__(self) -> None:
         if self.action not in RULES:
@@ -63,7 +66,7 @@ class Route:
     @property
     def scopes(self) -> frozenset[str]:
         """The kinds of tokens that may call it; empty: none is needed."""
-        own = {Party.SITE, Party.SESSION}
+        own = {Party.SITE, Party.SESSION, Party.PRODUCER}
         return frozenset(party.value if party in own else "user" for party in self.rule)
 
     @property

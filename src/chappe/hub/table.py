@@ -18,6 +18,7 @@ from chappe.hub.routes import (
     jobs,
     logins,
     logs,
+    messages,
     people,
     results,
     sites,
@@ -25,6 +26,7 @@ from chappe.hub.routes import (
     sync,
     tokens,
 )
+from chappe.ingest.body import MEDIA as MESSAGES
 
 TEXT = "text/plain"
 SMALL = limits.MIB
@@ -91,6 +93,25 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/sessions", batch.sessions),
     Route("POST", "/v1/sessions", batch.create_session, (409,), limit_bytes=SMALL),
     Route("POST", "/v1/sessions/{id}/end", batch.end_session, limit_bytes=SMALL),
+    # messages
+    Route(
+        "POST",
+        "/v1/messages",
+        messages.receive,
+        limit_bytes=limits.MESSAGES_BODY_BYTES,
+        takes=MESSAGES,
+        status=202,
+    ),
+    Route("GET", "/v1/messages", messages.index, (404,)),
+    Route("GET", "/v1/messages/stats", messages.stats),
+    Route("GET", "/v1/messages/streams", messages.check_streams),
+    Route("POST", "/v1/messages/requeue", messages.requeue, limit_bytes=SMALL),
+    Route("GET", "/v1/messages/{uid}", messages.show),
+    Route("GET", "/v1/quarantine", messages.quarantine),
+    Route("GET", "/v1/quarantine/{n}", messages.show_quarantined),
+    Route("GET", "/v1/producers", messages.list_producers),
+    Route("POST", "/v1/producers", messages.add_producer, limit_bytes=SMALL),
+    Route("DELETE", "/v1/producers/{name}", messages.remove_producer),
     # events
     Route("GET", "/v1/events", events.index, (410,)),
     Route("GET", "/v1/events/stream", events.stream, (410,), media="text/event-stream"),

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Annotated
 
 import msgspec
 
@@ -31,7 +32,7 @@ CRASH_POINTS = ("hub.message_stored",)
 #: What a project sends itself: by tokens of its people and Sites.
 MAIN = 0
 CONFLICT = "conflict"
-UID_CHARS = 200
+TEXT_CHARS = 200
 
 #: By source: its counters. They are changed together, so that they always add up.
 COUNT = sql("""
@@ -67,9 +68,9 @@ IN_QUARANTINE = sql("""
 
 QUARANTINE = sql("""
     INSERT INTO quarantine (project, producer, uid, reason, words, received_at, source, carrier,
-                            sha256, raw)
-    VALUES (:project, :producer, :uid, :reason, :words, :received_at, :source, :carrier, :sha256,
-            :raw) RETURNING n""")
+                            stream, seq, sha256, raw)
+    VALUES (:project, :producer, :uid, :reason, :words, :received_at, :source, :carrier, :stream,
+            :seq, :sha256, :raw) RETURNING n""")
 
 INSERT_MESSAGES = Insert(
     "message",
@@ -215,8 +216,28 @@ def _tell_quarantined(tx: Tx, project: int, producer: int, mine: Sequence[_Taken
 
 
 def _uid_of(item: Item) -> str:
-    uid = item.uid_hint if item.message is None else item.message.uid
-    return uid[:UID_CHARS].replace("\0", "")
+    return _text(item.uid_hint if item.message is None else item.message.uid)
+
+
+def _text(text: str) -> str:
+    """What a database's text can hold of it."""
+    return text[:TEXT_CHARS].replace("\0", "").encode(errors="replace").decode()
+
+
+class _Stream(msgspec.Struct, frozen=True):
+    """Where in its producer's stream it stands, if that can be read."""
+
+    msgStream: str = ""
+    msgSeq: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)] = 0
+
+
+def _stream_of(item: Item) -> _Stream:
+    if item.message is not None:
+        return _Stream(item.message.stream, item.message.seq)
+    try:
+        return msgspec.json.decode(item.raw, type=_Stream, strict=False)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _Stream()
 
 
 def _store(
@@ -294,7 +315,7 @@ def _quarantine(
     words: str,
 ) -> None:
     arrival, item = taken.arrival, taken.arrival.items[place]
-    uid = _uid_of(item)
+    uid, stream = _uid_of(item), _stream_of(item)
     (row,) = tx.write(
         QUARANTINE,
         project=arrival.project,
@@ -305,6 +326,8 @@ def _quarantine(
         received_at=arrival.received_at,
         source=source,
         carrier=carrier,
+        stream=_text(stream.msgStream) or None,
+        seq=stream.msgSeq,
         sha256=digest,
         raw=item.raw,
     )

@@ -88,14 +88,7 @@ message = Table(
     Column("sha256", Text, nullable=False),
     Column("raw", LargeBinary, nullable=False),
     sa.UniqueConstraint("project", "producer", "uid"),
-    partial(
-        "ix_message_simulation",
-        "project",
-        "simulation",
-        "producer",
-        "n",
-        where="simulation IS NOT NULL",
-    ),
+    partial("ix_message_simulation", "project", "simulation", "n", where="simulation IS NOT NULL"),
     partial("ix_message_stream", "project", "stream", "seq", where="stream IS NOT NULL"),
 )
 
@@ -112,9 +105,12 @@ quarantine = Table(
     Column("received_at", Float, nullable=False),
     Column("source", Integer, nullable=False),
     Column("carrier", Integer),
+    Column("stream", Text),
+    Column("seq", Integer, nullable=False),
     Column("sha256", Text, nullable=False),
     Column("raw", LargeBinary, nullable=False),
     sa.UniqueConstraint("project", "producer", "sha256"),
     Index("ix_quarantine_project_n", "project", "n"),
+    partial("ix_quarantine_stream", "project", "stream", "seq", where="stream IS NOT NULL"),
     sqlite_autoincrement=True,
 )

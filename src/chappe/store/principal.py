@@ -1,6 +1,6 @@
 """Tokens and who they stand for.
 
-A token is `chp_<u|s|p>_<prefix>_<secret>`: 12 characters to find it by, 256 random bits, of which only the
+A token is `chp_<u|s|p|m>_<prefix>_<secret>`: 12 characters to find it by, 256 random bits, of which only the
 sha256 is stored. (A secret of that size needs no slow hash.)
 """
 
@@ -18,17 +18,23 @@ from chappe.core.access import Party
 from chappe.core.errors import SessionDead
 from chappe.store.dialect import sql
 
-_FORM = re.compile(r"chp_[usp]_([A-Za-z0-9]{12})_[A-Za-z0-9_-]{43}")
+_FORM = re.compile(r"chp_[uspm]_([A-Za-z0-9]{12})_[A-Za-z0-9_-]{43}")
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
-_LETTER = {"user": "u", "site": "s", "session": "p"}
-_PARTIES = {"site": frozenset({Party.SITE}), "session": frozenset({Party.SESSION})}
+_LETTER = {"user": "u", "site": "s", "session": "p", "producer": "m"}
+_PARTIES = {
+    "site": frozenset({Party.SITE}),
+    "session": frozenset({Party.SESSION}),
+    "producer": frozenset({Party.PRODUCER}),
+}
 
 FIND = sql("""
     SELECT t.prefix, t.hash, t.scope, t.project, p.id AS project_id, p.name AS project_name,
-           t.site, s.id AS site_id, t.session, se.id AS session_id, se.state AS session_state,
-           t.expires_at, t.revoked_at, t.account, a.name AS account_name, a.admin, a.disabled_at,
-           COALESCE(t.role, m.role) AS role
-    FROM token t JOIN project p ON p.n = t.project
+           t.site, s.id AS site_id, s.name AS site_name, t.session, se.id AS session_id,
+           se.state AS session_state, t.expires_at, t.revoked_at, t.account,
+           a.name AS account_name, a.admin, a.disabled_at,
+           COALESCE(t.role, m.role) AS role, t.producer, pr.name AS producer_name,
+           pr.removed_at AS producer_removed_at
+    FROM token t JOIN project p ON p.n = t.project LEFT JOIN producer pr ON pr.n = t.producer
          LEFT JOIN site s ON s.n = t.site LEFT JOIN session se ON se.n = t.session
          LEFT JOIN account a ON a.n = t.account
          LEFT JOIN member m ON m.project = t.project AND m.account = t.account
@@ -37,7 +43,8 @@ FIND = sql("""
 
 @dataclass(slots=True, frozen=True)
 class Principal:
-    """Whoever holds a token: a user of a project, a Site's agent, or the pilot of one Session.
+    """Whoever holds a token: a user of a project, a Site's agent, the pilot of one Session, or a producer of
+    messages.
 
     A user's token (`scope` user) acts for an account with its role in the project, or is a service token
     with a role of its own and no account. `address` is where a request came from, known only where an audit
@@ -59,6 +66,20 @@ class Principal:
     role: str | None = None
     is_admin: bool = False
     address: str = ""
+    site_name: str | None = None
+    producer_n: int | None = None
+    producer: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How what it sends is told from what others send."""
+        if self.producer is not None:
+            return f"producer {self.producer}"
+        if self.site_name is not None:
+            return f"site {self.site_name}"
+        return (
+            f"service token {self.token_prefix}" if self.account is None else f"user {self.account}"
+        )
 
     @property
     def parties(self) -> frozenset[Party]:
@@ -100,7 +121,7 @@ def find(conn: Connection, token: str) -> Principal | None:
         return None
     if row.session_state == "dead":
         raise SessionDead("this session was proven dead; what it held is no longer its own")
-    if row.revoked_at is not None or row.disabled_at is not None:
+    if row.revoked_at or row.disabled_at or row.producer_removed_at:
         return None
     if row.scope == "user" and row.role is None and not row.admin:
         return None
@@ -119,4 +140,7 @@ def find(conn: Connection, token: str) -> Principal | None:
         account=row.account_name,
         role=row.role,
         is_admin=bool(row.admin),
+        site_name=row.site_name,
+        producer_n=row.producer,
+        producer=row.producer_name,
     )

@@ -21,9 +21,9 @@ from chappe.wire.sites import NewToken, TokenList, TokenView
 
 INSERT = sql("""
     INSERT INTO token (prefix, hash, scope, project, site, session, note, created_at, expires_at,
-                       account, role)
+                       account, role, producer)
     VALUES (:prefix, :hash, :scope, :project, :site, :session, :note, :now, :expires_at,
-            :account, :role)""")
+            :account, :role, :producer)""")
 
 REVOKE = sql("""
     UPDATE token SET revoked_at = :now WHERE prefix = :prefix AND project = :project
@@ -35,7 +35,8 @@ KNOWN = sql("""
 
 _VIEW = """
     SELECT t.prefix, t.scope, t.created_at, t.note, site.id AS site, s.id AS session, t.expires_at,
-           t.revoked_at, a.name AS "user", COALESCE(t.role, m.role) AS role
+           t.revoked_at, a.name AS "user", COALESCE(t.role, m.role) AS role,
+           (SELECT name FROM producer WHERE producer.n = t.producer) AS producer
     FROM token t LEFT JOIN site ON site.n = t.site LEFT JOIN session s ON s.n = t.session
          LEFT JOIN account a ON a.n = t.account
          LEFT JOIN member m ON m.project = t.project AND m.account = t.account
@@ -80,6 +81,7 @@ def issue(
     session: int | None = None,
     account: int | None = None,
     role: str | None = None,
+    producer: int | None = None,
     note: str = "",
     expires_at: float | None = None,
 ) -> tuple[str, str]:
@@ -98,6 +100,7 @@ def issue(
         expires_at=expires_at,
         account=account,
         role=role,
+        producer=producer,
     )
     return token, prefix
 

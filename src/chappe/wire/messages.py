@@ -134,6 +134,44 @@ class MessageStats(msgspec.Struct, frozen=True):
     last: int
 
 
+class StreamCheck(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One stream of numbered messages, checked.
+
+    `sent` is the highest number that is known, `received` how many of these numbers came, `applied` how many
+    of them are in the journal (and so in what is shown), `quarantined` how many are not. `gaps` are ranges
+    (first, last) that are missing, the first hundred of them; `missing` counts all. `broken` are numbers of
+    messages that name another sha256 for the one before them than it has; `repeated` counts those that came
+    under two uids. `head` is the sha256 of the last message.
+    """
+
+    stream: str
+    producer: str
+    sent: int
+    received: int
+    applied: int
+    quarantined: int
+    missing: int
+    head: str
+    simulations: list[str] = []
+    gaps: list[tuple[int, int]] = []
+    broken: list[int] = []
+    repeated: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that was sent is applied, and nothing was changed or put in between."""
+        return not (self.missing or self.quarantined or self.broken or self.repeated)
+
+
+class StreamPage(msgspec.Struct, frozen=True):
+    """Streams by name. `unnumbered` counts messages of the simulation that was asked for that are of no
+    stream: of these nobody can say whether one is missing. `cursor`: ask again with it; None: that is all."""
+
+    streams: list[StreamCheck]
+    unnumbered: int = 0
+    cursor: str | None = None
+
+
 class NewProducer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A producer to be made (or made again): its name, a note for its token, and how long that lives."""
 
@@ -148,7 +186,6 @@ class ProducerView(HidesToken, msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     created_at: float
     tokens: int = 0
-    messages: int = 0
     token: str | None = None
 
 

@@ -207,7 +207,7 @@ class NewToken(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
 
 class TokenView(HidesToken, msgspec.Struct, frozen=True, omit_defaults=True):
     """A token without its secret; `token` is filled only in the reply that made it. A user's token names its
-    `user`; a service token has none, and the `role` that it was given."""
+    `user`; a service token has none, and the `role` that it was given; a producer's names that."""
 
     prefix: str
     scope: str
@@ -220,6 +220,7 @@ class TokenView(HidesToken, msgspec.Struct, frozen=True, omit_defaults=True):
     token: str | None = None
     user: str | None = None
     role: str | None = None
+    producer: str | None = None
 
 
 class TokenList(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 from chappe.core.errors import Unavailable
 from chappe.hub import metrics
 from chappe.hub.call import Call, Content
+from chappe.store import messages
 from chappe.store.tx import Tx
 from chappe.wire.jobs import Counts
 
@@ -51,10 +52,12 @@ def _touch(tx: Tx) -> None:
 
 async def prometheus(call: Call[None, None]) -> Content:
     """Metrics in Prometheus' text format."""
-    counts, sessions = await call.hub.read(_count)
-    return Content(metrics.render(call.hub, counts, sessions), metrics.CONTENT_TYPE)
+    found = await call.hub.read(_count)
+    return Content(metrics.render(call.hub, found), metrics.CONTENT_TYPE)
 
 
-def _count(conn: Connection) -> tuple[Counts, list[tuple[str, int]]]:
+def _count(conn: Connection) -> metrics.Found:
     jobs = [(row[0], row[1], row[2], row[3]) for row in conn.execute(COUNTS)]
-    return Counts(jobs), [(row[0], row[1]) for row in conn.execute(SESSIONS)]
+    sessions = [(row[0], row[1]) for row in conn.execute(SESSIONS)]
+    doors = [(row[0], row[1], row[2], row[3]) for row in conn.execute(messages.COUNTED)]
+    return metrics.Found(Counts(jobs), sessions, doors)

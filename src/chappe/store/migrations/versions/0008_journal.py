@@ -131,11 +131,7 @@ def _messages() -> None:
         ),
     )
     for name, columns, where in (
-        (
-            "ix_message_simulation",
-            ["project", "simulation", "producer", "n"],
-            "simulation IS NOT NULL",
-        ),
+        ("ix_message_simulation", ["project", "simulation", "n"], "simulation IS NOT NULL"),
         ("ix_message_stream", ["project", "stream", "seq"], "stream IS NOT NULL"),
     ):
         some = sa.text(where)
@@ -151,6 +147,8 @@ def _messages() -> None:
         sa.Column("received_at", sa.Float(), nullable=False),
         sa.Column("source", Integer, nullable=False),
         sa.Column("carrier", Integer, nullable=True),
+        sa.Column("stream", Text, nullable=True),
+        sa.Column("seq", Integer, nullable=False),
         sa.Column("sha256", Text, nullable=False),
         sa.Column("raw", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("n"),
@@ -160,3 +158,11 @@ def _messages() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_quarantine_project_n", "quarantine", ["project", "n"])
+    some = sa.text("stream IS NOT NULL")
+    op.create_index(
+        "ix_quarantine_stream",
+        "quarantine",
+        ["project", "stream", "seq"],
+        sqlite_where=some,
+        postgresql_where=some,
+    )
