@@ -253,7 +253,8 @@ def type_text(schema: dict[str, Any]) -> str:
 
 
 def configuration() -> str:
-    """The reference of the files that a Site's owner writes."""
+    """The reference of the files that owners of Sites and of hubs write."""
+    from chappe.ingest import mail_config
     from chappe.link import apps
     from chappe.site import config
 
@@ -266,6 +267,9 @@ def configuration() -> str:
             below(config.reference()),
             "## apps/NAME.toml",
             apps.reference().strip(),
+            "## mail.toml",
+            "Which mail a hub takes; how to write it is told in [Receive mail](../howto/receive-mail.md).",
+            mail_config.reference().strip(),
         ]
     )
 

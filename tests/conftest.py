@@ -17,10 +17,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from chappe.testing import gridengine as gridengine_servers
+from chappe.testing import mail as mail_programs
 from chappe.testing import postgres as postgresql
 from chappe.testing import rabbitmq as rabbit_servers
 from chappe.testing import slurm as slurm_servers
 from chappe.testing.gridengine import GridEngineCell
+from chappe.testing.mail import MailServers
 from chappe.testing.place import Databases
 from chappe.testing.postgres import PostgresServer
 from chappe.testing.rabbitmq import RabbitCluster
@@ -104,6 +106,14 @@ def rabbitmq(require: Require) -> Generator[RabbitCluster, None, None]:
     require(rabbit_servers.available(), "RabbitMQ", rabbit_servers.HOW_TO_GET)
     with RabbitCluster.start() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def mail_servers(require: Require) -> Generator[MailServers, None, None]:
+    """A Postfix and a Dovecot of this run's own."""
+    require(mail_programs.available(), "Postfix and Dovecot", mail_programs.HOW_TO_GET)
+    with MailServers.start() as servers:
+        yield servers
 
 
 @pytest.fixture(scope="session")

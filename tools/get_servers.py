@@ -68,6 +68,11 @@ SERVERS = (
         ("dash", "bash", "ksh93u+m", "mksh", "busybox-static", "gcc", "gfortran"),
         ("dash", "bash", "ksh93", "mksh", "busybox", "gcc", "gfortran"),
     ),
+    Server(
+        "mail",
+        ("postfix", "dovecot-core", "dovecot-imapd", "dovecot-lmtpd", "openssl"),
+        ("postfix", "dovecot", "doveadm", "/usr/lib/dovecot/lmtp"),
+    ),
     # PBS commands in front of Slurm; the package conflicts with gridengine-client.
     Server(
         "torque",

@@ -180,7 +180,7 @@ def test_without_root_nothing_is_asked_for(
 
 def test_a_server_that_nobody_knows_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert get_servers.main(["slurm", "abacus"]) == 2
-    assert "abacus (there are: postgres slurm" in capsys.readouterr().err
+    assert "abacus (there are: " in capsys.readouterr().err
 
 
 def test_a_few_failures_are_named_and_many_are_not_the_machines(

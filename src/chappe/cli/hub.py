@@ -60,6 +60,7 @@ def command() -> None:
     metavar="NAME=N",
     help="Count a licence or the like over all sites; repeat.",
 )
+@click.option("--mail", type=_FILE, help="File that says which mail to take (mail.toml).")
 @click.option(
     "--keep-days",
     type=click.FloatRange(min=0),

@@ -112,3 +112,11 @@ DECISION_BYTES = 64 * KIB
 PARAMETERS_PER_APP = 200
 CLEANUP_PATTERNS = 50
 STREAMS = 500
+
+# Mail.
+MAIL_BYTES = 10_240_000  # what Postfix takes unless told otherwise
+MAIL_HEADER_BYTES = 64 * KIB  # of the mail, and of each of its parts
+MAIL_PARTS = 1_000
+MAIL_DEPTH = 8
+MAIL_LINES = 50_000
+MAIL_TEXT_LENGTH = 1_000  # of a header or a file's name

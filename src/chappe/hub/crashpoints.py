@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from chappe.hub import bootstrap, http
+from chappe.hub import bootstrap, http, mail
 from chappe.store import journal, writer
 
 CRASH_POINTS: tuple[str, ...] = (
     *writer.CRASH_POINTS,
     *journal.CRASH_POINTS,
     *http.CRASH_POINTS,
+    *mail.CRASH_POINTS,
     *bootstrap.CRASH_POINTS,
 )

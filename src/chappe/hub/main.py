@@ -24,6 +24,7 @@ from chappe.link.faults import arm_from_env
 
 if TYPE_CHECKING:
     from chappe.hub import serve, tls
+    from chappe.hub.mail import Configured
     from chappe.hub.retention import Retention
     from chappe.store.db import Store
 
@@ -58,7 +59,7 @@ class HubOptions:
 
     `url_host` is the name that clients use, where it is not `host`. What is older than `keep_days` is cut, as
     far as a backup in the directory `backups` holds it; 0 keeps all. `resources` are texts `NAME=N`: things
-    of which there are so many for all Sites.
+    of which there are so many for all Sites. `mail` is the file mail.toml, of a Hub that takes mail.
     """
 
     data: Path
@@ -73,6 +74,7 @@ class HubOptions:
     keep_days: float = 0.0
     backups: Path | None = None
     resources: Sequence[str] = ()
+    mail: Path | None = None
 
 
 def run(options: HubOptions) -> int:
@@ -97,6 +99,7 @@ def _run(options: HubOptions) -> None:
 
     keep = _retention(options)
     shared = _shared(options.resources)
+    mail = _mail(options)
     data = options.data.absolute()
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -128,7 +131,7 @@ def _run(options: HubOptions) -> None:
             files = tls.files(data, options.tls_cert, options.tls_key, now())
             for path in ensure_owner(store, data, address, files.ca, user_path()):
                 print(f"wrote {path}: the client's configuration, with its token", file=sys.stderr)
-            _serve(options, store, files, listener, address, keep)
+            _serve(options, store, files, listener, address, keep, mail)
         finally:
             store.close()
         if not store.writer.superseded:
@@ -160,6 +163,16 @@ def _retention(options: HubOptions) -> Retention | None:
             field="keep_days",
         )
     return Retention(options.keep_days * 86_400, options.backups.absolute())
+
+
+def _mail(options: HubOptions) -> Configured | None:
+    if options.mail is None:
+        return None
+    try:
+        from chappe.hub.mail import load
+    except ImportError as error:
+        raise Unavailable(f"{error}: take mail with pip install 'chappe[mail]'") from None
+    return load(options.mail)
 
 
 def _bind(options: HubOptions) -> socket.socket:
@@ -194,6 +207,7 @@ def _serve(
     listener: socket.socket,
     url: str,
     keep: Retention | None,
+    mail: Configured | None,
 ) -> None:
     import uvloop
 
@@ -207,6 +221,7 @@ def _serve(
         hub = Hub(store, now, boottime)
         hub.start()
         app = create_app(hub)
+        post = None
         upkeep = asyncio.create_task(loops.run(hub, keep))
         server = serve.Server(
             serve.config(app, files), ready=lambda: _say_ready(options, url), stop=hub.stop
@@ -215,8 +230,12 @@ def _serve(
         loop = asyncio.get_running_loop()
         store.writer.on_superseded = functools.partial(_stop_from_a_thread, loop, server)
         try:
+            if mail is not None:
+                post = await mail.begin(hub)
             await server.serve(sockets=[listener.dup()])
         finally:
+            if post is not None:
+                await post.stop()
             hub.stop()
             await upkeep
             hub.close()
@@ -276,6 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="NAME=N",
         help="count a licence or the like over all sites; repeat",
     )
+    parser.add_argument("--mail", type=Path, help="file that says which mail to take (mail.toml)")
     parser.add_argument("--log-level", choices=sorted(logs.LEVELS), default="info")
     parser.add_argument("--ready-file", type=Path, help="file to write the ready line to")
     given = parser.parse_args(arguments)

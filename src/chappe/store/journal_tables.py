@@ -114,3 +114,17 @@ quarantine = Table(
     partial("ix_quarantine_stream", "project", "stream", "seq", where="stream IS NOT NULL"),
     sqlite_autoincrement=True,
 )
+
+#: How far folders were read over IMAP: everything up to `uid`, as the server numbers mails while it gives
+#: this UIDVALIDITY.
+mailbox = Table(
+    "mailbox",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("mailbox", Text, primary_key=True),
+    Column("folder", Text, primary_key=True),
+    Column("uidvalidity", Integer, primary_key=True),
+    Column("uid", Integer, nullable=False),
+    Column("read_at", Float, nullable=False),
+    sqlite_with_rowid=False,
+)

@@ -16,7 +16,7 @@ from chappe.core.errors import Unavailable
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0009"
+HEAD = "0010"
 
 
 def current(path: Path) -> str | None:

@@ -1,0 +1,94 @@
+"""What mail needs of the store: whose messages are whose, who signed a mail, how far a folder was read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from chappe.core.errors import Invalid
+from chappe.store.dialect import sql
+from chappe.store.journal import MAIN
+from chappe.store.tx import Tx
+
+#: A project's own producer, which has no row.
+OWN = "main"
+
+PROJECT = sql("SELECT n FROM project WHERE name = :name")
+
+PRODUCER = sql(
+    "SELECT n FROM producer WHERE project = :project AND name = :name AND removed_at IS NULL"
+)
+
+SIGNER = sql("""
+    SELECT t.hash, t.project, t.producer, t.expires_at FROM token t
+    JOIN producer p ON p.n = t.producer AND p.removed_at IS NULL
+    WHERE t.prefix = :prefix AND t.scope = 'producer' AND t.revoked_at IS NULL""")
+
+READ = sql("""
+    SELECT uid FROM mailbox WHERE source = :source AND mailbox = :mailbox AND folder = :folder
+    AND uidvalidity = :uidvalidity""")
+
+REMEMBER = sql("""
+    INSERT INTO mailbox (source, mailbox, folder, uidvalidity, uid, read_at)
+    VALUES (:source, :mailbox, :folder, :uidvalidity, :uid, :now)
+    ON CONFLICT (source, mailbox, folder, uidvalidity) DO UPDATE
+    SET uid = excluded.uid, read_at = excluded.read_at WHERE mailbox.uid < excluded.uid""")
+
+
+class Owner(NamedTuple):
+    """Whose messages they are: row numbers of a project and of a producer in it (or MAIN)."""
+
+    project: int
+    producer: int
+
+
+class Signer(NamedTuple):
+    """The holder of a token: what is kept of the token, and whose messages it may sign."""
+
+    digest: str
+    owner: Owner
+
+
+class Place(NamedTuple):
+    """What a position in a folder of a mailbox belongs to."""
+
+    source: str
+    mailbox: str
+    folder: str
+    uidvalidity: int
+
+
+def owner(conn: Connection, project: str, producer: str) -> Owner:
+    """The project and producer of these names. Raises Invalid when there are none."""
+    found = conn.execute(PROJECT, {"name": project}).scalar_one_or_none()
+    if found is None:
+        raise Invalid(f"there is no project {project}", field="project")
+    if producer == OWN:
+        return Owner(found, MAIN)
+    row = conn.execute(PRODUCER, {"project": found, "name": producer}).scalar_one_or_none()
+    if row is None:
+        raise Invalid(
+            f"the project {project} has no producer {producer}: "
+            f"make it with chappe producer add {producer}",
+            field="producer",
+        )
+    return Owner(found, row)
+
+
+def signer(conn: Connection, prefix: str, now: float) -> Signer | None:
+    """Whose token has this prefix; None when there is none that counts."""
+    row = conn.execute(SIGNER, {"prefix": prefix}).one_or_none()
+    if row is None or (row.expires_at is not None and row.expires_at <= now):
+        return None
+    return Signer(row.hash, Owner(row.project, row.producer))
+
+
+def read_up_to(conn: Connection, place: Place) -> int:
+    """The uid of the last mail there that is kept; 0 when none is."""
+    return conn.execute(READ, place._asdict()).scalar_one_or_none() or 0
+
+
+def remember(tx: Tx, place: Place, uid: int) -> None:
+    """All mails there up to this uid are kept. It never goes back."""
+    tx.write(REMEMBER, **place._asdict(), uid=uid, now=tx.now)
