@@ -743,8 +743,15 @@ def _by_mail(settings: Settings, messages: List[bytes], limit_s: float) -> None:
         import smtplib
 
         host, _, port = settings.mail_smtp.rpartition(":")
-        with smtplib.SMTP(host or port, int(port) if host else 25, timeout=limit_s) as server:
+        server = smtplib.SMTP(host or port, int(port) if host else 25, timeout=limit_s)
+        try:
             server.sendmail(sender, [settings.mail_to], text.replace(b"\n", b"\r\n"))
+            with contextlib.suppress(
+                smtplib.SMTPException
+            ):  # it is taken, whatever is said at the end
+                server.quit()
+        finally:
+            server.close()
         return
     import subprocess
 
