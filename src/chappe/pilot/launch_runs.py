@@ -29,7 +29,7 @@ from chappe.pilot.launch_stages import (
 from chappe.pilot.launch_table import Run, Table
 from chappe.pilot.launch_timer import Deadlines, boot_now
 from chappe.pilot.launch_warm import Warm, Worker
-from chappe.pilot.launch_wire import BaseEnv, Done, HookEnd, Key, KillOrder, KillReason
+from chappe.pilot.launch_wire import BaseEnv, Done, HookEnd, Key, KillOrder, KillReason, Task
 from chappe.pilot.procs import Marked, signal_marked
 from chappe.pilot.reap import WARM, Exit, Reaper, Usage, kill_group
 from chappe.pilot.spawn import Spawner, StartError, read_tail
@@ -81,6 +81,7 @@ class Runs:
                 pid = self.spawner.start(stage.task) if worker is None else worker.pid
             except (StartError, OSError) as error:
                 self._table.fail(task, str(error), time.time())
+                self._leave(task)
                 continue
             if task.care is not None and task.care.scratch:
                 self._scratch.add(os.path.dirname(task.care.scratch))
@@ -237,17 +238,25 @@ class Runs:
         self._limit(run)
 
     def _limit(self, run: Run) -> None:
-        """Look at its memory from now on, if it has a limit."""
-        if run.task.mem_limit_bytes and not self._weighing:
+        """Look at its memory from now on, if it has a limit that the kernel does not hold it to."""
+        if self._weighed(run) and not self._weighing:
             self._weighing = True
             self._deadlines.add(boot_now() + memory.LOOK_S, memory.WEIGH)
+
+    def _weighed(self, run: Run) -> bool:
+        if not run.task.mem_limit_bytes:
+            return False
+        cells = self.spawner.cells
+        return cells is None or not cells.holds(run.task.key)
+
+    def _leave(self, task: Task) -> None:
+        if task.mem_limit_bytes and self.spawner.cells is not None:
+            self.spawner.cells.leave(task.key)
 
     def _weigh(self) -> None:
         """End what uses more memory than it may, and look again later, while there is any such limit."""
         at = boot_now()
-        limited = [
-            run for run in self._table.runs.values() if run.task.mem_limit_bytes and not run.exit
-        ]
+        limited = [run for run in self._table.runs.values() if self._weighed(run) and not run.exit]
         self._weighing = bool(limited)
         if not limited:
             return
@@ -261,6 +270,18 @@ class Runs:
         self._end(over)
         now = boot_now()
         self._deadlines.add(now + max(memory.LOOK_S, memory.SHARE * (now - at)), memory.WEIGH)
+
+    def _starved(self, run: Run, status: int) -> str:
+        """What there is to say, if the kernel killed it for want of memory; "" if it did not."""
+        cells = self.spawner.cells if run.task.mem_limit_bytes else None
+        if cells is not None and cells.holds(run.task.key):
+            if not cells.killed(run.task.key):
+                return ""
+            self._oom.known()
+            return f"killed by the kernel, held to {run.task.mem_limit_bytes} bytes of memory"
+        if os.waitstatus_to_exitcode(status) in _KILLED and self._oom.another():
+            return "killed by the kernel: its cgroup had no memory left"
+        return ""
 
     def _stage_over(self, run: Run) -> None:
         """Nothing is left of a stage: begin the next, or tell that the run is over."""
@@ -279,6 +300,7 @@ class Runs:
                 self.spawner.settle()
                 return
         self._table.finish(run, time.time(), boot_now())
+        self._leave(run.task)
 
     def _note(self, run: Run, tail: str = "") -> None:
         """Keep what the end of a stage says; `tail` are its last words, if they are known."""
@@ -288,10 +310,9 @@ class Runs:
         if run.stage != COMMAND:
             run.hook = hook_end(run, status)
             return
-        killed = os.waitstatus_to_exitcode(status) in _KILLED
-        if killed and run.reason is None and self._oom.another():
+        if status != 0 and run.reason is None and (starved := self._starved(run, status)):
             run.end(OUT_OF_MEMORY)
-            run.note = "killed by the kernel: its cgroup had no memory left"
+            run.note = starved
         if os.waitstatus_to_exitcode(status) in _TOO_LARGE and self.spawner.bounds.file_bytes:
             most = self.spawner.bounds.file_bytes
             run.note = run.note or f"a file of it would have grown beyond {most} bytes (file_bytes)"

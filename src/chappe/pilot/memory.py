@@ -1,10 +1,11 @@
 """How much memory runs use, and whether the kernel's OOM killer took one.
 
-Held where no cgroup is ours: the launcher looks, as often as costs a fiftieth of a core at most, and never
-while no run has a limit. One reading of /proc tells the parent and the resident size of every process; what
-descends from a run's main process, or has left it and bears its mark, is the run's. Pages that processes
-share count for each of them there, so before a run is ended its proportional share (PSS) is asked, which is
-dear and exact. What is allocated faster than we look goes over the limit for a moment.
+Held where the kernel does not hold them (`cells`): the launcher looks, as often as costs a fiftieth of a
+core at most, and never while no run has such a limit. One reading of /proc tells the parent and the resident
+size of every process; what descends from a run's main process, or has left it and bears its mark, is the
+run's. Pages that processes share count for each of them there, so before a run is ended its proportional
+share (PSS) is asked, which is dear and exact. What is allocated faster than we look goes over the limit for
+a moment.
 
 A kill by the kernel shows as SIGKILL and as a count of our cgroup that has grown, if it has such a count.
 """
@@ -85,6 +86,10 @@ class OomKills:
             return False
         self._seen += 1
         return True
+
+    def known(self) -> None:
+        """Those until now were of a cgroup within ours, whose limit is that of a run."""
+        self._seen = self._count()
 
     def _count(self) -> int:
         if self._path is not None:

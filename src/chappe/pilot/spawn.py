@@ -4,7 +4,7 @@
 the launcher's CPU per /bin/true with a directory, an environment, a session of its own and an open log.
 What posix_spawn cannot set in the child is set here before it and inherited, which is sound because the
 launcher has one thread: the working directory (every path from the head is absolute), the affinity, and the
-resource limits, which are the launcher's own again afterwards.
+resource limits, which are the launcher's own again afterwards; and the cgroup (`cells`).
 Descriptors need no closing: Python opens all of them close-on-exec, and the launcher marks those that it
 inherited. Popen stays as the way for interpreters built against a libc without POSIX_SPAWN_SETSID.
 
@@ -19,10 +19,12 @@ import resource
 import signal
 import stat
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cached_property
 
 from chappe.core import limits
 from chappe.core.errors import ChappeError
+from chappe.pilot.cells import Cells
 from chappe.pilot.launch_wire import NO_BOUNDS, BaseEnv, Bounds, Task
 
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them; programs expect them
@@ -52,6 +54,11 @@ class Spawner:
         self._placed: list[int] = []
         self._has_setsid = True
 
+    @cached_property
+    def cells(self) -> Cells | None:
+        """Where the kernel holds runs to their limits; looked for when the first has one."""
+        return Cells.found(f"{self._session[-12:]}-{os.getpid()}")
+
     def set_base(self, base: BaseEnv) -> None:
         """Take the environment and the shared log that all tasks have in common."""
         self._base = base.env
@@ -74,7 +81,10 @@ class Spawner:
         try:
             out = self._open_out(task, opened)
             err = _open_log(task.stderr, opened) if task.stderr else out
-            return self._spawn(program, task.argv, env, out, err)
+            limit = task.mem_limit_bytes
+            cell = self.cells.around(task.key, limit) if limit and self.cells else nullcontext()
+            with cell:
+                return self._spawn(program, task.argv, env, out, err)
         except (OSError, ValueError) as error:
             raise _failure("execute", program, error) from error
         finally:

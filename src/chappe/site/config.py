@@ -157,8 +157,9 @@ class PilotConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hold_memory: Annotated[
         bool,
         Meta(
-            description="Whether a Job that uses more memory than the `mem_bytes` it asked for is killed. "
-            "The processes of such Jobs are looked at a few times a second."
+            description="Whether a Job that uses more memory than the `mem_bytes` it asked for is killed: by "
+            "the kernel where the allocation's cgroup belongs to the Site's user, else its processes are "
+            "looked at a few times a second."
         ),
     ] = True
     file_bytes: Annotated[
