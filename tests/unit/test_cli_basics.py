@@ -43,6 +43,8 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "session": "end ls",
         "site": "accept check init key keys ls policy rm start status stop token",
         "site service": "install remove show",
+        "message": "import ls quarantine requeue show stats verify",
+        "producer": "add ls rm",
         "token": "ls new revoke",
         "user": "add disable enable invite ls",
         "project": "create ls",

@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "login": ("chappe.cli.login", "Log in to a hub."),
     "logout": ("chappe.cli.logout", "End this client's token."),
     "password": ("chappe.cli.password", "Set your password."),
+    "message": ("chappe.cli.message", "List, show, check and import messages of simulations."),
+    "producer": ("chappe.cli.producer", "Add, list and remove producers of messages."),
     "token": ("chappe.cli.token", "List, make and revoke tokens."),
     "user": ("chappe.cli.user", "Add, list, invite and disable users."),
     "project": ("chappe.cli.project", "List projects, make them."),

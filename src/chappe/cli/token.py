@@ -31,6 +31,8 @@ def ls(out: Out) -> None:
     def who(token: TokenView) -> str:
         if token.scope == "user":
             return token.user or "(service)"
+        if token.scope == "producer":
+            return f"producer {token.producer}"
         return (
             f"{'site' if token.scope == 'site' else 'pilot at'} {sites.get(token.site or '', '')}"
         )

@@ -20,6 +20,7 @@ from chappe.sdk.feed import Position
 from chappe.sdk.functions import as_app
 from chappe.sdk.handles import AppHandle, JobHandle
 from chappe.sdk.logs import Part, Text
+from chappe.sdk.messages import Messages
 from chappe.sdk.people import People
 from chappe.sdk.progress import Progress
 from chappe.sdk.results import ResultFile
@@ -240,6 +241,11 @@ class AsyncClient:
     def people(self) -> People:
         """Users, projects, members and the audit."""
         return self._engine.people
+
+    @property
+    def messages(self) -> Messages:
+        """Messages of simulations, and who may send them."""
+        return self._engine.messages
 
     @property
     def admin(self) -> Admin:

@@ -29,6 +29,7 @@ from chappe.sdk.drafts import Draft
 from chappe.sdk.errors import Ambiguous, Gone, Invalid, NotFound, WaitTimeout
 from chappe.sdk.feed import PATIENT, Ended, Feed, Position, not_found
 from chappe.sdk.keyring import DIRECTORY, Keyring
+from chappe.sdk.messages import Messages
 from chappe.sdk.people import People
 from chappe.sdk.results import ResultFile
 from chappe.sdk.stats import seconds
@@ -81,6 +82,7 @@ class Engine:
         self.hub = HubClient(settings.url, settings.token, ca_file=settings.ca_file)
         self.admin = Admin(self.hub)
         self.people = People(self.hub)
+        self.messages = Messages(self.hub)
         self.feed = Feed(self.hub, partial(self._existing, retry=PATIENT))
         self._me: Whoami | None = None
         self._key: SigningKey | None = None

@@ -30,6 +30,7 @@ from chappe.sdk.results import ResultFile
 from chappe.sdk.selections import Changes, Selection, change_of
 from chappe.sdk.sitekeys import SiteKey
 from chappe.sdk.sync_admin import SyncAdmin
+from chappe.sdk.sync_messages import SyncMessages
 from chappe.sdk.sync_people import SyncPeople
 from chappe.wire.bulk import JobCount
 from chappe.wire.events import Event
@@ -268,6 +269,11 @@ class Client:
     def people(self) -> SyncPeople:
         """Users, projects, members and the audit."""
         return SyncPeople(self._loop, self._engine.people)
+
+    @property
+    def messages(self) -> SyncMessages:
+        """Messages of simulations, and who may send them."""
+        return SyncMessages(self._loop, self._engine.messages)
 
     @property
     def admin(self) -> SyncAdmin:

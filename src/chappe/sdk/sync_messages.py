@@ -1,0 +1,77 @@
+"""The synchronous face of `messages`: the same requests, blocking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chappe.sdk.loop import Loop
+from chappe.sdk.messages import Messages
+from chappe.wire.messages import (
+    MessageStats,
+    MessageView,
+    ProducerView,
+    QuarantineView,
+    Requeued,
+    StreamCheck,
+    Verdict,
+)
+
+
+class SyncMessages:
+    """Messages and producers; see Messages for what each does and raises."""
+
+    def __init__(self, loop: Loop, messages: Messages) -> None:
+        self._run = loop.run
+        self._messages = messages
+
+    def send(self, raws: Sequence[bytes]) -> list[Verdict]:
+        """Send messages, each the bytes of one JSON object on one line; a verdict for each."""
+        return self._run(self._messages.send(raws))
+
+    def ls(
+        self, limit: int = 100, *, newest: bool = True, **where: str | None
+    ) -> list[MessageView]:
+        """Up to `limit` messages, by default the newest first."""
+        return self._run(self._messages.ls(limit, newest=newest, **where))
+
+    def show(self, uid: str, producer: str | None = None) -> MessageView:
+        """One message with its payload and bytes."""
+        return self._run(self._messages.show(uid, producer))
+
+    def stats(self) -> MessageStats:
+        """What each source counted, and what waits in quarantine."""
+        return self._run(self._messages.stats())
+
+    def streams(self, simulation: str | None = None) -> tuple[list[StreamCheck], int]:
+        """Check all streams, or those of a simulation; and how many of its messages are of no stream."""
+        return self._run(self._messages.streams(simulation))
+
+    def quarantine(self, reason: str | None = None) -> list[QuarantineView]:
+        """All that waits in quarantine, or what is there for one reason."""
+
+        async def all_of_it() -> list[QuarantineView]:
+            return [one async for one in self._messages.quarantine(reason)]
+
+        return self._run(all_of_it())
+
+    def quarantined(self, n: int) -> QuarantineView:
+        """One of these, with its bytes."""
+        return self._run(self._messages.quarantined(n))
+
+    def requeue(self, numbers: Sequence[int] | None = None, reason: str | None = None) -> Requeued:
+        """Decode again what is in quarantine: these numbers, what is there for a reason, or all."""
+        return self._run(self._messages.requeue(numbers, reason))
+
+    def producers(self) -> list[ProducerView]:
+        """The project's producers."""
+        return self._run(self._messages.producers())
+
+    def add_producer(
+        self, name: str, note: str = "", expires_in_s: float | None = None
+    ) -> ProducerView:
+        """Make a producer and a token for it, shown this once."""
+        return self._run(self._messages.add_producer(name, note, expires_in_s))
+
+    def remove_producer(self, name: str) -> None:
+        """End a producer's tokens at once. Its messages stay."""
+        self._run(self._messages.remove_producer(name))
