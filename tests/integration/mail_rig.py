@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import smtplib
 import socket
 import sqlite3
@@ -13,6 +14,7 @@ from typing import Any
 from chappe.testing.daemons import free_ports
 from chappe.testing.hub import RunningHub, start_hub
 from chappe.testing.mail import DOMAIN, PASSWORD, MailServers
+from tests.integration.hub_rig import raw
 
 SENDER = "p86xxxx@hpc.site.test"
 OPEN = "messages@hub.site.test"
@@ -75,14 +77,14 @@ class MailHub:
             " (SELECT COALESCE(max(n), 0) FROM quarantine)"
         )
 
-    def send(self, raw: bytes, recipient: str = OPEN, sender: str = SENDER) -> tuple[int, str]:
+    def send(self, mail: bytes, recipient: str = OPEN, sender: str = SENDER) -> tuple[int, str]:
         """Send a mail over SMTP; what the Hub says to it, or to the first command that it refuses."""
         with smtplib.SMTP("127.0.0.1", self.smtp_port, timeout=60) as client:
             client.ehlo("hpc.site.test")
             for code, words in (client.mail(sender), client.rcpt(recipient)):
                 if code != 250:
                     return code, words.decode()
-            code, words = client.data(raw)
+            code, words = client.data(mail)
             return code, words.decode()
 
     def talk(self, *sent: bytes) -> bytes:
@@ -110,12 +112,24 @@ class MailHub:
     def raws(self) -> list[bytes]:
         """All messages, in the order in which they were kept."""
         rows = self.rows("SELECT raw FROM message WHERE n > ? ORDER BY n", self._messages)
-        return [raw for (raw,) in rows]
+        return [row[0] for row in rows]
 
     def reasons(self) -> list[str]:
         """Why something is in quarantine."""
         rows = self.rows("SELECT reason FROM quarantine WHERE n > ? ORDER BY n", self._quarantined)
         return [reason for (reason,) in rows]
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        """What the Hub's interface answers to its owner. A body of bytes goes as it is."""
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        named = {k.replace("_", "-"): v for k, v in headers.items()}
+        answer = raw(self.hub, method, path, self.hub.token, data, named)
+        assert answer.status < 300, answer.body
+        return json.loads(answer.body)
+
+    def uids(self) -> list[str]:
+        """The ids of all messages, in the order in which they were kept."""
+        return [m["uid"] for m in self.ask("GET", "/v1/messages?limit=1000")["messages"]]
 
     def close(self) -> None:
         """Stop it."""

@@ -7,8 +7,11 @@ import smtplib
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from chappe.emit import chappe_emit
+from chappe.ingest import mail
 from chappe.testing import mails
 from chappe.testing.hub import HubFailed
 from tests.integration.mail_rig import OPEN, SENDER, SIGNED, MailHub
@@ -78,9 +81,48 @@ def test_mail_that_nobody_signed_counts_only_where_that_was_said(post: MailHub) 
     assert post.raws() == []
 
 
+def uid_of(raw: bytes) -> str:
+    return str(msgspec.json.decode(raw)["msgUID"])
+
+
 def mails_signature(_raw: bytes) -> str:
     """A signature that looks right."""
     return f"v1 prefix=abcdefabcdef hmac={'0' * 64}"
+
+
+def test_a_token_of_a_producer_signs_and_its_messages_are_that_producers(post: MailHub) -> None:
+    token = post.ask("POST", "/v1/producers", {"name": "model"})["token"]
+    sent = [mails.message("1000"), mails.message("1100")]
+    signed = {"Chappe-Signature": mail.sign(mails.lines(sent), token)}
+    assert post.send(mails.mail(sent, headers=signed), SIGNED) == (250, "2.0.0 2 stored")
+    (first, second) = (
+        post.ask("GET", f"/v1/messages/{uid_of(raw)}?producer=model") for raw in sent
+    )
+    assert (first["producer"], second["producer"]) == ("model", "model")
+    card = ("config.card.base64", b"W1g9XQo=")
+    post.send(mails.mail(sent, [card], signed), SIGNED)
+    assert post.reasons() == ["unsigned_files"]
+    other = [mails.message("1000")]
+    post.send(mails.mail(other, headers=signed), SIGNED)
+    post.ask("POST", "/v1/producers", {"name": "gone"})
+    assert post.reasons()[1:] == ["bad_signature"]
+
+
+def test_what_emit_sends_by_mail_is_taken(post: MailHub) -> None:
+    token = post.ask("POST", "/v1/producers", {"name": "emit"})["token"]
+    raws = [mails.message("1900", command="x" * 2_000), mails.message("1000")]
+    settings = chappe_emit.Settings(token=token, mail_to=SIGNED, mail_from=SENDER)
+    letter = chappe_emit.letter(settings, raws).replace(b"\n", b"\r\n")
+    assert post.send(letter, SIGNED) == (250, "2.0.0 2 stored")
+    assert post.raws() == raws
+
+
+def test_a_mail_may_be_sent_over_https_by_who_answers_for_it(post: MailHub) -> None:
+    sent = [mails.message("0000"), mails.message("1000")]
+    raw = mails.mail(sent, [("config.card.base64", b"W1g9XQo=")])
+    verdicts = post.ask("POST", "/v1/messages", raw, content_type="message/rfc822")["verdicts"]
+    assert [v["verdict"] for v in verdicts] == ["stored"] * 3
+    assert post.send(raw) == (250, "2.0.0 3 duplicate")
 
 
 def test_a_storm_of_3719_messages_is_one_answer(post: MailHub) -> None:

@@ -6,9 +6,11 @@ import socket
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from chappe.core import limits
+from chappe.ingest import mail
 from chappe.testing import mails
 from tests.integration.mail_rig import OPEN, SENDER, MailHub
 
@@ -107,3 +109,23 @@ def test_nobody_is_told_what_accounts_there_are(post: MailHub) -> None:
     said = post.talk(b"EHLO x\r\nVRFY root\r\nEXPN all\r\nAUTH PLAIN AHgAeA==\r\nQUIT\r\n")
     assert b"root" not in said
     assert b"235" not in said
+
+
+def test_a_forged_message_of_another_producer_touches_nothing_of_it(post: MailHub) -> None:
+    """The uid, the job and the simulation of somebody else, by who may only speak for himself."""
+    tokens = {
+        name: post.ask("POST", "/v1/producers", {"name": name})["token"] for name in ("a", "b")
+    }
+    true, forged = mails.message("1000"), mails.message("1999")
+    uid = msgspec.json.decode(true)["msgUID"]
+    forged = msgspec.json.encode(msgspec.json.decode(forged) | {"msgUID": uid})
+    for name, raw in (("a", true), ("b", forged)):
+        signed = {"Chappe-Signature": mail.sign(mails.lines([raw]), tokens[name])}
+        assert post.send(mails.mail([raw], headers=signed)) == (250, "2.0.0 1 stored")
+    for name, raw in (("a", true), ("b", forged)):
+        shown = post.ask("GET", f"/v1/messages/{uid}?producer={name}")
+        assert (shown["producer"], shown["raw"].encode()) == (name, raw)
+    stolen = {"Chappe-Signature": mail.sign(mails.lines([true]), tokens["a"])}
+    post.begin()
+    assert post.send(mails.mail([forged], headers=stolen)) == (250, "2.0.0 1 quarantined")
+    assert post.reasons() == ["bad_signature"]

@@ -17,12 +17,19 @@ _LINES = frozenset({"application/x-ndjson", "application/ndjson", "application/j
 _WHOLE = frozenset(
     {"", "application/json", "application/cloudevents+json", "application/cloudevents-batch+json"}
 )
+#: A mail, as it came.
+MAIL = "message/rfc822"
 #: What the document of the interface says of the body.
-MEDIA = (*sorted(_WHOLE - {""}), *sorted(_LINES))
+MEDIA = (*sorted(_WHOLE - {""}), *sorted(_LINES), MAIL)
 #: A list with more commas than this is refused before it is taken apart: each of its elements costs memory.
 COMMAS = 1_000_000
 
 _split = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def is_mail(media: str) -> bool:
+    """Whether a body of this type is a mail: `chappe.ingest.mail` takes it apart."""
+    return media.partition(";")[0].strip().lower() == MAIL
 
 
 def items(body: bytes, media: str, encoding: str) -> list[Item]:

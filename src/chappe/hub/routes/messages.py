@@ -8,11 +8,13 @@ import msgspec
 
 from chappe.core import limits
 from chappe.hub.call import Call
-from chappe.ingest import body
+from chappe.ingest import body, mail
+from chappe.ingest.sources import arrivals
 from chappe.store import messages as store
 from chappe.store import producers, streams
 from chappe.store import requeue as again
 from chappe.store.journal import MAIN, Arrival
+from chappe.store.mail import Owner
 from chappe.store.messages import MessageFilter
 from chappe.wire.messages import (
     Accepted,
@@ -27,6 +29,7 @@ from chappe.wire.messages import (
     Requeue,
     Requeued,
     StreamPage,
+    Verdict,
 )
 
 #: A body up to this is decoded at once: a way to another thread and back costs as much.
@@ -75,19 +78,30 @@ async def receive(call: Call[bytes, None]) -> Accepted:
     """Store messages, and apply them, before answering; each gets a verdict.
 
     The body is one JSON object, a list of them, lines (`application/x-ndjson`), or CloudEvents (structured or
-    batched), perhaps gzipped (`Content-Encoding: gzip`). Sending the same again is harmless. What cannot be
-    read is kept too, in quarantine.
+    batched), perhaps gzipped (`Content-Encoding: gzip`); or a mail (`message/rfc822`). Sending the same again
+    is harmless. What cannot be read is kept too, in quarantine.
     """
     p, headers = call.principal, call.headers
+    producer = MAIN if p.producer_n is None else p.producer_n
     kinds = headers.get("content-type", ""), headers.get("content-encoding", "")
+    if body.is_mail(kinds[0]):
+        return await _receive_mail(call, Owner(p.project_n, producer))
     if len(call.body) <= AT_ONCE_BYTES and not kinds[1]:
         items = body.items(call.body, *kinds)
     else:
         items = await call.hub.prepare(body.items, call.body, *kinds)
     door = "spool" if p.scope == "site" else "https"
-    producer = MAIN if p.producer_n is None else p.producer_n
     arrival = Arrival(p.project_n, producer, door, p.name, 0.0, items)
     return Accepted(await call.hub.intake.take(arrival))
+
+
+async def _receive_mail(call: Call[bytes, None], owner: Owner) -> Accepted:
+    """A mail that somebody sends as it came: its messages are theirs, whoever signed it."""
+    letter = await call.hub.prepare(mail.parse, call.body)
+    verdicts: list[Verdict] = []
+    for arrival in arrivals(call.body, letter.items, owner, "import", call.principal.name):
+        verdicts += await call.hub.intake.take(arrival)
+    return Accepted(verdicts)
 
 
 async def index(call: Call[None, MessagesQuery]) -> MessagePage:
