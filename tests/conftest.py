@@ -11,7 +11,7 @@ import os
 from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,6 +27,7 @@ from chappe.testing.place import Databases
 from chappe.testing.postgres import PostgresServer
 from chappe.testing.rabbitmq import RabbitCluster
 from chappe.testing.slurm import SlurmCluster, TorqueCommands
+from tests.order import Together, longest_first
 
 #: Whether a skipped test is a failure.
 REQUIRE_ALL = os.environ.get("CHAPPE_TEST_REQUIRE") == "all"
@@ -120,6 +121,16 @@ def mail_servers(require: Require) -> Generator[MailServers, None, None]:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    longest_first(items, config.rootpath)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together | None:
+    return Together(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def _refuse_skip(report: Report) -> Report:

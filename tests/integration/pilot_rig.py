@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 from asyncio.subprocess import Process
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from chappe.link.keys import SigningKey, load_or_create
 from chappe.link.signing import make_submissions
 from chappe.link.trust import add
 from chappe.pilot.procs import find_marked, kill_marked
+from chappe.testing.hub import RunningHub
 from chappe.wire.jobs import (
     ActOnJobs,
     ActReply,
@@ -191,6 +193,22 @@ class Pilot:
         await asyncio.to_thread(kill_marked, self.session, lambda _: True)
 
 
+def sockets_of(session: str) -> list[Path]:
+    """What the launchers of a Session have left of theirs."""
+    return list(Path("/tmp").glob(f"chappe-*/{session}"))  # noqa: S108 - it is where they are
+
+
+@asynccontextmanager
+async def real_site(hub: RunningHub, directory: Path) -> AsyncGenerator[RealSite, None]:
+    """A Site at a Hub where others may have theirs."""
+    made = RealSite(directory / "site", hub.url, hub.token, hub.project, hub.ca_file or None)
+    await made.register(f"paris-{new_id()}")
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
 class RealSite:
     """The Site at a real Hub."""
 
@@ -200,10 +218,12 @@ class RealSite:
         self.ca_file = ca_file
         self.user = HubClient(url, token, ca_file=ca_file)
         self.agent: HubClient
+        self.name = ""
         self.pilots: list[Pilot] = []
 
     async def register(self, name: str = "paris") -> None:
         """Make the Site known, with its Apps and an agent."""
+        self.name = name
         made = await self.user.request(
             "POST", "/v1/sites", NewSite(self.dir.site, name), NewSiteReply
         )

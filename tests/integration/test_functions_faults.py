@@ -26,18 +26,15 @@ from chappe.sdk.functions import PYTHON
 from chappe.testing.hub import RunningHub
 from chappe.wire.jobs import CreateJobs, CreateReply, NewJob
 from chappe.wire.results import AskResults, Results
-from tests.integration.pilot_rig import Pilot, RealSite, until
+from tests.integration.pilot_rig import Pilot, RealSite, real_site, until
 
 FUNCTIONS = {"allowed": True, "environments": {"default": {"own_directory": False, "log": "none"}}}
 
 
 @pytest.fixture
-async def site(hub: RunningHub, tmp_path: Path) -> AsyncIterator[RealSite]:
-    """A Site at a Hub of this test's own."""
-    made = RealSite(tmp_path / "site", hub.url, hub.token, hub.project, hub.ca_file or None)
-    await made.register()
-    yield made
-    await made.close()
+async def site(shared_hub: RunningHub, tmp_path: Path) -> AsyncIterator[RealSite]:
+    async with real_site(shared_hub, tmp_path) as made:
+        yield made
 
 
 def traced(number: int, pause_s: float) -> int:

@@ -15,16 +15,13 @@ import pytest
 from chappe.pilot.head import CRASH_POINTS
 from chappe.testing.hub import RunningHub
 from chappe.wire.jobs import JobView
-from tests.integration.pilot_rig import Pilot, RealSite, until
+from tests.integration.pilot_rig import Pilot, RealSite, real_site, until
 
 
 @pytest.fixture
-async def site(hub: RunningHub, tmp_path: Path) -> AsyncIterator[RealSite]:
-    """A Site at a Hub of this test's own."""
-    made = RealSite(tmp_path / "site", hub.url, hub.token, hub.project, hub.ca_file or None)
-    await made.register()
-    yield made
-    await made.close()
+async def site(shared_hub: RunningHub, tmp_path: Path) -> AsyncIterator[RealSite]:
+    async with real_site(shared_hub, tmp_path) as made:
+        yield made
 
 
 def ran(site: RealSite) -> Counter[str]:
@@ -74,8 +71,13 @@ async def test_killed_at_each_point_every_job_ends_exactly_once(
 
 
 async def test_with_the_hub_away_what_runs_goes_on_and_is_reported_later(
-    site: RealSite, hub: RunningHub
+    hub: RunningHub, tmp_path: Path
 ) -> None:
+    async with real_site(hub, tmp_path) as site:
+        await _without_its_hub(site, hub)
+
+
+async def _without_its_hub(site: RealSite, hub: RunningHub) -> None:
     pilot = await site.session()
     await pilot.start()
     go = site.dir.path / "go"

@@ -13,16 +13,13 @@ import pytest
 from chappe.core.jobs import Resources
 from chappe.testing.hub import RunningHub
 from chappe.wire.sites import EndSession, Listing
-from tests.integration.pilot_rig import RealSite, until
+from tests.integration.pilot_rig import RealSite, real_site, sockets_of, until
 
 
 @pytest.fixture
-async def site(hub: RunningHub, tmp_path: Path) -> AsyncIterator[RealSite]:
-    """A Site at a Hub of this test's own."""
-    made = RealSite(tmp_path / "site", hub.url, hub.token, hub.project, hub.ca_file or None)
-    await made.register()
-    yield made
-    await made.close()
+async def site(shared_hub: RunningHub, tmp_path: Path) -> AsyncIterator[RealSite]:
+    async with real_site(shared_hub, tmp_path) as made:
+        yield made
 
 
 async def test_a_job_runs_and_its_end_is_reported(site: RealSite) -> None:
@@ -100,7 +97,7 @@ async def test_results_reach_the_hub_before_the_end_and_children_find_them(site:
     told = (site.dir.path / "data/jobs" / kid / "attempt-1/stdout.log").read_bytes()
     (entry,) = msgspec.json.decode(told)
     assert (entry["id"], entry["name"], entry["state"]) == (ident, "mother", "JOB_FINISHED")
-    assert entry["site"] == "paris"  # as in CHAPPE_SITE
+    assert entry["site"] == site.name
     assert entry["workdir"] == str(site.dir.path / "data/jobs" / ident / "attempt-1")
     assert entry["media"] == "application/json"
     assert entry["result"].startswith(str(pilot.directory / "parents" / kid))
@@ -155,8 +152,9 @@ async def test_sigterm_ends_what_runs_returns_what_waits_and_ends_the_session(
     assert pilot.jobs() == []
     assert pilot.launcher() == 0
     assert not list((site.dir.path / "local").iterdir())
+    assert sockets_of(pilot.session) == []
     listing = await site.user.request("GET", "/v1/sessions", reply=Listing)
-    assert [s for s in listing.sessions or [] if s.state != "dead"] == []
+    assert pilot.session not in [s.id for s in listing.sessions or [] if s.state != "dead"]
 
 
 async def test_an_idle_pilot_ends_its_session(site: RealSite) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from chappe.pilot.log import LogFile, open_log
 
@@ -42,15 +41,3 @@ def test_a_full_disk_loses_lines_and_nothing_else(tmp_path: Path) -> None:
     file.stream = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115 - closed below
     file.msg("lost")
     file.close()
-
-
-@pytest.mark.parametrize("length", [10, 200])
-def test_a_private_directory_leaves_room_for_a_socket(tmp_path: Path, length: int) -> None:
-    from chappe.pilot.keeper import _private
-
-    base = tmp_path / ("x" * length)
-    base.mkdir()
-    made = _private(base)
-    assert len(str(made / "launcher")) < 108
-    assert made.stat().st_mode & 0o077 == 0
-    made.rmdir()

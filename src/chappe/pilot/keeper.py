@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import tempfile
 from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -26,6 +25,7 @@ from chappe.core.errors import Unavailable
 from chappe.core.faults import reach
 from chappe.link.clock import boottime
 from chappe.link.files import write_atomic
+from chappe.pilot import sockets
 from chappe.pilot.launch_client import LauncherClient, LauncherGone, start_process
 from chappe.pilot.launch_wire import Bounds, Events, Key, KillReason, Snapshot, Task
 from chappe.pilot.log import LogFile
@@ -33,12 +33,12 @@ from chappe.pilot.procs import children_by_parent, kill_marked, node_of, signal_
 from chappe.pilot.scratch import remove, scratch_of, sweep
 from chappe.pilot.session import Session
 from chappe.pilot.shelf import environments
+from chappe.pilot.sockets import forget, new_socket
 
 FILE = "launcher.json"
 _DEATHS_MOST = 5
 _DEATHS_WITHIN_S = 600.0
 _STOP_S = 30.0
-_BASE_BYTES = 80
 
 Call = Callable[[LauncherClient], Coroutine[Any, Any, None]]
 
@@ -115,6 +115,7 @@ class Keeper:
                     raise  # it lives, and has another head or none that it can hear
                 self._log.warning("launcher.not_found", error=e.message)
         await self._end_leftovers(0)
+        await asyncio.to_thread(sockets.sweep, self._session.local, self._session.session)
         swept = await asyncio.to_thread(sweep, self._session.scratch_base, self._session.session)
         if swept:
             self._log.info("scratch.swept", sessions=swept)
@@ -184,7 +185,7 @@ class Keeper:
             await self._process.wait()
         place = _recorded(self._place)
         if place is not None:
-            _remove(Path(place.socket))
+            forget(Path(place.socket))
             self._place.unlink()
 
     def leave(self) -> None:
@@ -212,7 +213,7 @@ class Keeper:
                     return
 
     async def _begin(self) -> None:
-        path = _private(self._session.local) / "launcher"
+        path = new_socket(self._session.local, self._session.session)
         node, boot = _here()
         write_atomic(
             self._place,
@@ -292,13 +293,6 @@ def _end_all(session: str, launcher: int, node: str) -> list[int]:
     return orphans + killed
 
 
-def _private(base: Path) -> Path:
-    """A new directory (0700) on the node, whose name leaves room for a socket's in 107 bytes."""
-    if len(os.fsencode(base)) > _BASE_BYTES:
-        base = Path("/tmp")  # noqa: S108 - mkdtemp makes a private directory
-    return Path(tempfile.mkdtemp(prefix="chappe-", dir=base))
-
-
 def _recorded(path: Path) -> _Place | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=_Place)
@@ -309,9 +303,3 @@ def _recorded(path: Path) -> _Place | None:
 def _here() -> tuple[str, str]:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return os.uname().nodename, boot
-
-
-def _remove(socket: Path) -> None:
-    with suppress(OSError):
-        socket.unlink(missing_ok=True)
-        socket.parent.rmdir()

@@ -110,6 +110,11 @@ def find_marked(session: str, node: str = "") -> list[Marked]:
     return [m for pid in _pids() if (m := mark_of(pid, session, node)) and pid != os.getpid()]
 
 
+def sessions_here() -> set[str]:
+    """The Sessions of which a process lives here that is ours to read."""
+    return {_value(b"\0" + _environ(pid), b"CHAPPE_SESSION") for pid in _pids()}
+
+
 def node_of(pid: int) -> str:
     """The node that `pid` says it is on, "" for none."""
     return _value(b"\0" + _environ(pid), b"CHAPPE_NODE")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chappe.core.ids import is_uuid7
-from chappe.pilot.procs import find_marked
+from chappe.pilot.procs import sessions_here
 
 if TYPE_CHECKING:
     from chappe.pilot.session import Session
@@ -40,11 +40,9 @@ def sweep(base: Path, keep: str = "") -> int:
         return 0
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         return 0
-    removed = 0
-    for name in os.listdir(place):
-        if is_uuid7(name) and name != keep and not find_marked(name):
-            removed += remove(place / name)
-    return removed
+    found = [name for name in os.listdir(place) if is_uuid7(name)]
+    living = {keep, *sessions_here()} if found else set()
+    return sum(remove(place / name) for name in found if name not in living)
 
 
 def remove(path: str | Path) -> bool:

@@ -166,6 +166,10 @@ class PostgresPlace:
         with psycopg.connect(self._direct) as conn:
             conn.execute(statement)
 
+    def administer(self, statement: str) -> None:
+        """What an administrator does outside of any transaction."""
+        self._look().execute(statement)
+
     def backup(self) -> bytes:
         """The rows of all tables and the sequences, as pg_dump would write them."""
         conn = self._look()
