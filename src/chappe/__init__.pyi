@@ -45,6 +45,7 @@ from chappe.sdk.selections import (
     Changes,
     Selection,
 )
+from chappe.sdk.simulations import AsyncSimulation, Simulation
 from chappe.sdk.stats import (
     JobStats,
 )
@@ -66,6 +67,7 @@ from chappe.wire.jobs import (
     JobView,
     Why,
 )
+from chappe.wire.simulations import SimulationJobView, SimulationView
 from chappe.wire.sites import (
     AppView,
     SiteView,
@@ -79,6 +81,7 @@ __all__ = [
     "AsyncClient",
     "AsyncJob",
     "AsyncSelection",
+    "AsyncSimulation",
     "Busy",
     "Changes",
     "ChappeError",
@@ -106,6 +109,9 @@ __all__ = [
     "RemoteError",
     "ResultFile",
     "Selection",
+    "Simulation",
+    "SimulationJobView",
+    "SimulationView",
     "SiteFile",
     "SiteKeyChanged",
     "SiteView",

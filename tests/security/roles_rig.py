@@ -111,9 +111,13 @@ class Project:
         uid = new_id()
         message = {"msgUID": uid, "msgType": "log"}
         rig.ok("POST", "/v1/messages", self.owner, message)
+        simulation = new_id()
+        told = {"msgType": "simulation.card", "simuid": simulation, "card": simulation}
+        rig.ok("POST", "/v1/messages", self.owner, {"msgUID": new_id()} | told)
         nonsense = rig.ok("POST", "/v1/messages", self.owner, {"nonsense": uid})
         (bad,) = nonsense["verdicts"]
         self.ids |= {"producers": name, "messages": uid, "quarantine": str(bad["n"])}
+        self.ids["simulations"] = simulation
 
     def place(self) -> Place:
         rig, here = self.rig, Place(new_id(), "", new_id(), new_id(), new_id(), "")

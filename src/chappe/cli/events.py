@@ -11,7 +11,7 @@ from chappe.cli.output import STYLES, Out, when, with_output
 if TYPE_CHECKING:
     from chappe import Event
 
-KINDS = ("job", "job.deleted", "session", "batch_job", "site", "elastic")
+KINDS = ("job", "job.deleted", "session", "batch_job", "site", "elastic", "simulation")
 
 
 @click.command("events")

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "site": ("chappe.cli.site", "Make, check, start and stop sites."),
     "app": ("chappe.cli.app", "Show the apps that sites offer; check an app's file."),
     "job": ("chappe.cli.job", "Submit, list, watch, cancel, retry, hold, update and delete jobs."),
+    "sim": ("chappe.cli.sim", "Follow simulations: list, show, watch, compare cards, purge."),
     "up": ("chappe.cli.up", "Start a hub and a site on this machine in one go."),
     "run": ("chappe.cli.run", "Run one command at a site, signed with your key."),
     "events": ("chappe.cli.events", "Print what the hub concluded; -f follows."),

@@ -121,6 +121,15 @@ RULES: Mapping[str, Row] = {
     "GET /v1/producers": _VIEW,
     "POST /v1/producers": _OWN,
     "DELETE /v1/producers/{name}": _OWN,
+    # simulations
+    "GET /v1/simulations": _VIEW,
+    "GET /v1/simulations/{id}": _VIEW,
+    "GET /v1/simulations/{id}/jobs": _VIEW,
+    "GET /v1/simulations/{id}/periods": _VIEW,
+    "GET /v1/simulations/{id}/commands": _VIEW,
+    "GET /v1/simulations/{id}/actions": _VIEW,
+    "GET /v1/simulations/{id}/card": _VIEW,
+    "POST /v1/simulations/{id}/purge": _OPERATE,
     # events
     "GET /v1/events": _VIEW,
     "GET /v1/events/stream": _VIEW,

@@ -21,6 +21,7 @@ from chappe.hub.routes import (
     messages,
     people,
     results,
+    simulations,
     sites,
     stats,
     sync,
@@ -112,6 +113,15 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/producers", messages.list_producers),
     Route("POST", "/v1/producers", messages.add_producer, limit_bytes=SMALL),
     Route("DELETE", "/v1/producers/{name}", messages.remove_producer),
+    # simulations
+    Route("GET", "/v1/simulations", simulations.index, (404,)),
+    Route("GET", "/v1/simulations/{id}", simulations.show, (409,)),
+    Route("GET", "/v1/simulations/{id}/jobs", simulations.jobs, (409,)),
+    Route("GET", "/v1/simulations/{id}/periods", simulations.periods, (409,)),
+    Route("GET", "/v1/simulations/{id}/commands", simulations.commands, (409,)),
+    Route("GET", "/v1/simulations/{id}/actions", simulations.actions, (409,)),
+    Route("GET", "/v1/simulations/{id}/card", simulations.card, (409,)),
+    Route("POST", "/v1/simulations/{id}/purge", simulations.purge, (409,)),
     # events
     Route("GET", "/v1/events", events.index, (410,)),
     Route("GET", "/v1/events/stream", events.stream, (410,), media="text/event-stream"),

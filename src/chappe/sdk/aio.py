@@ -11,6 +11,7 @@ from typing import Any, Self, Unpack, overload
 
 from chappe.link.results import VALUE
 from chappe.sdk import acts, config, drafts, values
+from chappe.sdk import simulations as sims
 from chappe.sdk import stats as figures
 from chappe.sdk.admin import Admin
 from chappe.sdk.drafts import Draft, Options
@@ -29,6 +30,7 @@ from chappe.wire.bulk import JobCount
 from chappe.wire.events import Event
 from chappe.wire.jobs import JobView, Why
 from chappe.wire.logs import LogPage
+from chappe.wire.simulations import SimulationView
 from chappe.wire.sites import AppView, SiteView
 
 
@@ -407,8 +409,9 @@ class AsyncClient:
     ) -> AsyncGenerator[Event]:
         """The EventLog from its start, or from `cursor`; with `follow`, what is new, until closed.
 
-        `kinds`: job, job.deleted, job.held, job.released, job.updated, session, batch_job, site. `jobs`: at
-        most 100. `final`: only ends of Jobs. `tags`: only of Jobs that have all of them.
+        `kinds`: job, job.deleted, job.held, job.released, job.updated, session, batch_job, site,
+        simulation. `jobs`: at most 100. `final`: only ends of Jobs. `tags`: only of Jobs that have all of
+        them.
         """
         return self._engine.events(
             follow=follow, cursor=cursor, filters=drafts.event_filters(kinds, jobs, final, tags)
@@ -450,6 +453,16 @@ class AsyncClient:
         """
         found = await figures.fetch(self._engine.hub, since, until, by)
         return figures.JobStats(found, await self.site_names())
+
+    async def simulation(self, uid: str, producer: str | None = None) -> sims.AsyncSimulation:
+        """A simulation, by its simuid or a beginning of it. Raises NotFound or Ambiguous."""
+        return sims.AsyncSimulation(self._engine, *await sims.find(self._engine, uid, producer))
+
+    def simulations(
+        self, limit: int | None = None, **where: Unpack[sims.WhereSimulation]
+    ) -> AsyncGenerator[SimulationView]:
+        """Simulations that match, the last heard of for the first time first; active tries, unless `all`."""
+        return sims.views(self._engine, limit, **where)
 
     async def counts(self) -> list[tuple[str, str, str, int]]:
         """How many Jobs are in each (site, app, state); site "" while none is chosen."""

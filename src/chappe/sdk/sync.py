@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 from chappe.link.results import VALUE
 from chappe.sdk import acts, config, drafts, sitekeys, values
+from chappe.sdk import simulations as sims
 from chappe.sdk import stats as figures
 from chappe.sdk.drafts import Draft, Options
 from chappe.sdk.engine import Engine, Where, filter_of
@@ -36,6 +37,7 @@ from chappe.wire.bulk import JobCount
 from chappe.wire.events import Event
 from chappe.wire.jobs import JobView, Why
 from chappe.wire.logs import LogPage
+from chappe.wire.simulations import SimulationView
 from chappe.wire.sites import AppView, SiteView
 
 T = TypeVar("T")
@@ -444,8 +446,9 @@ class Client:
     ) -> Generator[Event]:
         """The EventLog from its start, or from `cursor`; with `follow`, what is new, until closed.
 
-        `kinds`: job, job.deleted, job.held, job.released, job.updated, session, batch_job, site. `jobs`: at
-        most 100. `final`: only ends of Jobs. `tags`: only of Jobs that have all of them.
+        `kinds`: job, job.deleted, job.held, job.released, job.updated, session, batch_job, site,
+        simulation. `jobs`: at most 100. `final`: only ends of Jobs. `tags`: only of Jobs that have all of
+        them.
         """
         filters = drafts.event_filters(kinds, jobs, final, tags)
         return self._loop.iterate(
@@ -489,6 +492,17 @@ class Client:
         """
         found = self._run(figures.fetch(self._engine.hub, since, until, by))
         return figures.JobStats(found, self.site_names())
+
+    def simulation(self, uid: str, producer: str | None = None) -> sims.Simulation:
+        """A simulation, by its simuid or a beginning of it. Raises NotFound or Ambiguous."""
+        found = self._run(sims.find(self._engine, uid, producer))
+        return sims.Simulation(self._loop, sims.AsyncSimulation(self._engine, *found))
+
+    def simulations(
+        self, limit: int | None = None, **where: Unpack[sims.WhereSimulation]
+    ) -> Generator[SimulationView]:
+        """Simulations that match, the last heard of for the first time first; active tries, unless `all`."""
+        return self._loop.iterate(lambda: sims.views(self._engine, limit, **where))
 
     def counts(self) -> list[tuple[str, str, str, int]]:
         """How many Jobs are in each (site, app, state); site "" while none is chosen."""
