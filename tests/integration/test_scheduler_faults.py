@@ -18,7 +18,7 @@ from chappe.core.ids import SiteId
 from chappe.core.policy import Breaker, Policy, QueueRule
 from chappe.link.clock import boottime, new_id, now
 from chappe.site.batch import BatchJobs
-from chappe.site.book import Book
+from chappe.site.book import Book, CancelAsked
 from chappe.site.calls import CallRecord, Calls, read_record
 from chappe.site.check import began_unknown
 from chappe.site.config import Hub, PilotConfig, SchedulerConfig, SiteConfig, SiteIdentity
@@ -521,6 +521,23 @@ def test_many_cancels_are_one_command(root: Path, fake: FakeSlurm) -> None:
         agent.order(cancel=True, id=ident)
     agent.run_until(lambda: all(agent.phase(i) is Phase.CANCELLED for i in idents), "cancelled")
     assert [len(argv) for _, argv in fake.calls("scancel")] == [3, 2]
+
+
+def test_what_is_taken_back_and_has_begun_is_not_cancelled(root: Path, fake: FakeSlurm) -> None:
+    agent = Agent(root)
+    begun, waiting = agent.order(), agent.order()
+    for ident in (begun, waiting):
+        agent.run_until(submitted(agent, ident), "submitted")
+    ids = {i: agent.book.batches[i].scheduler_id for i in (begun, waiting)}
+    claim = agent.paths.session(agent.book.batches[begun].session) / CLAIM
+    claim.mkdir(exist_ok=True)  # the scheduler has not said yet that it runs
+    agent.book.add(*(CancelAsked(i, if_waiting=True) for i in (begun, waiting)))
+    agent.run_until(lambda: agent.phase(waiting) is Phase.CANCELLED, "what waits is taken back")
+    told = [word for _, argv in fake.calls("scancel") for word in argv]
+    assert ids[waiting] in told
+    assert ids[begun] not in told
+    assert not agent.book.batches[begun].cancel
+    assert not agent.book.batches[begun].over
 
 
 def test_one_query_for_all_and_none_sooner_than_the_interval(root: Path, fake: FakeSlurm) -> None:

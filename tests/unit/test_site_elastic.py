@@ -174,18 +174,20 @@ def test_what_has_begun_is_not_taken_back_and_nothing_is_put_in_its_place(
     book.add(old)
     hear(made, demand(8))
     (smaller,) = [b for b in jobs.all() if b.wanted.instead_of == old.id]
-    jobs.spare_begun()
+    jobs.spare_begun(())
     assert book.batches[old.id].cancel, "it waits"
     if sign == "claim":
         (paths.session(old.session) / CLAIM).mkdir(parents=True)
     else:
         book.add(Said(old.id, Phase.RUNNING, "", now()))
-    jobs.spare_begun()
+    jobs.spare_begun({old.id})
+    assert book.batches[old.id].cancel, "it is ending"
+    jobs.spare_begun(())
     assert not book.batches[old.id].cancel
     assert book.batches[smaller.id].cancel
     assert not read_book(tmp_path / "book").batches[old.id].cancel
     jobs.take([BatchJobOrder(old.id, Raw(b"{}"), cancel=True)])
-    jobs.spare_begun()
+    jobs.spare_begun(())
     assert book.batches[old.id].cancel, "what the hub orders is done, begun or not"
     book.close()
 

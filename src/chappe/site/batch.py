@@ -102,10 +102,14 @@ class BatchJobs:
         other = self._book.batches.get(batch.wanted.instead_of or "")
         return other is not None and not other.over
 
-    def spare_begun(self) -> None:
+    def spare_begun(self, told: Collection[str]) -> None:
         """What we take back and has begun meanwhile goes on, and what was to stand in its place is not asked
-        for. This is looked at right before the scheduler is told: what that said last is old."""
-        for batch in [b for b in self._book.batches.values() if b.if_waiting and not b.over]:
+        for. This is looked at right before the scheduler is told: what that said last is old. What it was
+        `told` to cancel is ending, begun or not."""
+        taken_back = [b for b in self._book.batches.values() if b.if_waiting and not b.over]
+        for batch in taken_back:
+            if batch.id in told:
+                continue
             claimed = sessions.claimed_by(self._paths, batch.session)
             if batch.phase is not Phase.RUNNING and claimed is None:
                 continue

@@ -76,6 +76,7 @@ class Steps:
         self._delay: dict[str, float] = {}
         self._not_before: dict[str, float] = {}
         self._tries: dict[str, int] = {}
+        self._cancelled: dict[str, float] = {}
         # Submissions by an agent before this one may still be on their way.
         self._doubtful_until = dict.fromkeys(
             (b.id for b in jobs.all() if b.intended and b.scheduler_id is None),
@@ -91,13 +92,20 @@ class Steps:
             for batch in batches:
                 if boottime() >= self._not_before.get(batch.id, 0.0):
                     await self._advance(batch)
-            self._jobs.spare_begun()
+            self._jobs.spare_begun(self._cancelled)
             await self._cancel([b for b in batches if self._to_cancel(b)])
             self._forget_all_but({batch.id for batch in batches})
             await wait_for(self._wakeups.batches, self._next_step_s())
 
     def _forget_all_but(self, known: set[str]) -> None:
-        for memory in (self._delay, self._not_before, self._tries, self._doubtful_until):
+        memories = (
+            self._delay,
+            self._not_before,
+            self._tries,
+            self._cancelled,
+            self._doubtful_until,
+        )
+        for memory in memories:
             for gone in set(memory) - known:
                 del memory[gone]
 
@@ -315,6 +323,7 @@ class Steps:
                 continue
             for batch in some:
                 log.info("cancelled at the scheduler", batch_job=batch.id)
+                self._cancelled[batch.id] = boottime()
                 self._not_before[batch.id] = boottime() + CANCEL_AGAIN_S
             self._wakeups.watch.set()
 
