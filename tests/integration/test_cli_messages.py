@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mailbox
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 from chappe.cli import main
 from chappe.link.clock import new_id
+from chappe.testing import mails
 from chappe.testing.hub import RunningHub, start_hub
 from tests.integration.sdk_rig import Said
 
@@ -84,6 +86,21 @@ def test_a_file_is_imported_once_and_a_gap_is_seen_until_it_is_filled(
     (found,) = chappe.objects("message", "verify", sim)
     assert (found["sent"], found["applied"], found["missing"]) == (6, 6, 0)
     assert found["head"] == hashlib.sha256(sent[-1]).hexdigest()
+
+
+def test_mails_are_imported_as_they_came(chappe: Line, tmp_path: Path) -> None:
+    raws = [mails.message("1000") for _ in range(3)]
+    box = mailbox.mbox(tmp_path / "box")
+    for raw in raws[:2]:
+        box.add(mails.mail([raw]).replace(b"\r\n", b"\n"))
+    box.close()
+    assert chappe("message", "import", str(tmp_path / "box")).stdout.strip() == "2 stored"
+    (tmp_path / "mails").mkdir()
+    (tmp_path / "mails" / "a.eml").write_bytes(mails.mail(raws))
+    said = chappe("message", "import", str(tmp_path / "mails"))
+    assert said.stdout.strip() == "2 duplicate, 1 stored"
+    said = chappe("message", "import", "-", stdin=b"Subject: hello\n\nnonsense\n")
+    assert (said.returncode, said.stdout.strip()) == (1, "1 quarantined")
 
 
 def test_messages_are_listed_and_shown(chappe: Line) -> None:

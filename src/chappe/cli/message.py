@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,8 +12,6 @@ from chappe.cli.output import FAILED, Out, ago, span, when, with_output
 
 if TYPE_CHECKING:
     from chappe.sdk.messages import MessageView, QuarantineView, StreamCheck
-
-AT_ONCE = 1_000
 
 
 @click.group("message")
@@ -234,23 +230,19 @@ def requeue(out: Out, numbers: tuple[int, ...], reason: str | None) -> None:
 
 
 @command.command("import")
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=click.Path(exists=True, allow_dash=True))
 @with_output
-def import_(out: Out, file: BinaryIO) -> None:
-    """Send messages from FILE, one JSON object a line (- for stdin). Repeating it is harmless.
+def import_(out: Out, file: str) -> None:
+    """Send messages from FILE (- for stdin). Repeating it is harmless.
 
-    Exits with 1 if any went to quarantine.
+    FILE holds one JSON object a line, or is a mail, an mbox, a Maildir, or a directory of such files. The
+    messages of a mail are yours, whoever signed it. Exits with 1 if any went to quarantine.
     """
     counts: Counter[str] = Counter()
     with out.client() as client:
-        lines = _lines(file)
-        while batch := list(islice(lines, AT_ONCE)):
-            counts.update(v.verdict for v in client.messages.send(batch))
+        for verdicts in client.messages.import_(file):
+            counts.update(v.verdict for v in verdicts)
     words = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
     out.one(dict(counts), out.say, words or "no messages")
     if counts["quarantined"] or counts["conflict"]:
         sys.exit(FAILED)
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    return (line for raw in file if (line := raw.strip()))

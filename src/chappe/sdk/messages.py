@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 LINES = "application/x-ndjson"
+MAIL = "message/rfc822"
 PAGE = 1_000
 
 
@@ -50,6 +51,11 @@ class Messages:
         body = b"\n".join(raws)
         path = "/v1/messages"
         return (await self._hub.request("POST", path, body, Accepted, media=LINES)).verdicts
+
+    async def send_mail(self, raw: bytes) -> list[Verdict]:
+        """Send a mail as it came; a verdict for each message in it. They are yours, whoever signed it."""
+        path = "/v1/messages"
+        return (await self._hub.request("POST", path, raw, Accepted, media=MAIL)).verdicts
 
     async def ls(
         self, limit: int = 100, *, newest: bool = True, **where: str | None

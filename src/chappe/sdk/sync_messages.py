@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
 
+from chappe.sdk import messagefiles
 from chappe.sdk.loop import Loop
 from chappe.sdk.messages import Messages
 from chappe.wire.messages import (
@@ -16,6 +18,9 @@ from chappe.wire.messages import (
     Verdict,
 )
 
+#: Messages of one request, of those that come in lines.
+AT_ONCE = 1_000
+
 
 class SyncMessages:
     """Messages and producers; see Messages for what each does and raises."""
@@ -27,6 +32,20 @@ class SyncMessages:
     def send(self, raws: Sequence[bytes]) -> list[Verdict]:
         """Send messages, each the bytes of one JSON object on one line; a verdict for each."""
         return self._run(self._messages.send(raws))
+
+    def send_mail(self, raw: bytes) -> list[Verdict]:
+        """Send a mail as it came; a verdict for each message in it."""
+        return self._run(self._messages.send_mail(raw))
+
+    def import_(self, path: str) -> Iterator[list[Verdict]]:
+        """Send what a file, an mbox, a Maildir or a directory holds, or stdin (`-`), some at a time."""
+        for is_mail, found in groupby(messagefiles.read(path), key=lambda f: f.is_mail):
+            if is_mail:
+                for mail in found:
+                    yield self.send_mail(mail.raw)
+                continue
+            while some := [f.raw for f in islice(found, AT_ONCE)]:
+                yield self.send(some)
 
     def ls(
         self, limit: int = 100, *, newest: bool = True, **where: str | None
