@@ -25,9 +25,7 @@ from chappe.core.errors import Conflict, Forbidden, Unavailable
 from chappe.core.vocabulary import BY_CODE_2014, KINDS
 from chappe.testing.rabbitmq import RabbitCluster
 from chappe.testing.relay import Relay
-from tests.integration.amqp_rig import AmqpPlace
-
-WITHIN_S = 60.0
+from tests.amqp_rig import WITHIN_S, AmqpPlace
 
 
 @pytest.fixture
@@ -205,9 +203,9 @@ async def test_a_link_restores_what_was_there_and_never_hangs(place: AmqpPlace) 
 def test_commands(place: AmqpPlace) -> None:
     account = place.account("hub", Role.HUB)
     amqp = place.config(account)
-    file = place.directory / "hub.toml"
-    file.write_text(f'[amqp]\nurls = ["{amqp.urls[0]}"]\npassword_file = "{amqp.password_file}"\n')
-    done = CliRunner().invoke(root, ["bus", "setup", "--config", str(file), "--json"])
+    file = place.directory / "amqp.toml"
+    file.write_text(f'urls = ["{amqp.urls[0]}"]\npassword_file = "{amqp.password_file}"\n')
+    done = CliRunner().invoke(root, ["bus", "setup", str(file), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.output)["queues"] == [queue.name for queue in topology.QUEUES]
     api = ["--api", place.node.api_url, "--password-file", str(place.admin_password)]
@@ -218,7 +216,7 @@ def test_commands(place: AmqpPlace) -> None:
     assert "set_topic_permissions" in done.output
     found = place.node.api("GET", f"/permissions/{place.host}/{account}")
     assert (found["configure"], found["read"]) == ("^$", "^$")
-    done = CliRunner().invoke(root, ["bus", "setup", "--config", str(file)])
+    done = CliRunner().invoke(root, ["bus", "setup", str(file)])
     assert done.exit_code == 5, done.output
     done = CliRunner().invoke(root, ["bus", "permissions", "nobody", "--role", "hub", *where])
     assert done.exit_code == 3, done.output

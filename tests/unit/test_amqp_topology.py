@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from chappe.bus import amqp_topology as topology
+from chappe.bus.amqp_config import load
 from chappe.bus.amqp_permissions import Role, commands, permissions
 from chappe.core.errors import Invalid
 from chappe.core.vocabulary import BY_CODE_2014, KINDS
-from chappe.hub import config
 
 #: libIGCM's specification: which queue takes which codes.
 SPECIFIED = {
@@ -134,34 +134,31 @@ def test_names_that_could_mean_others_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('[amqp]\nurls = ["amqps://hub:secret@broker/"]', "a password does not belong there"),
-        ('[amqp]\nurls = ["amqp://hub@broker/"]', "only talked to by amqps"),
-        ('[amqp]\nurls = ["http://hub@broker/"]', "is not of the form"),
-        ('[amqp]\nurls = ["amqps://broker/"]', "name the account"),
-        ('[amqp]\nurls = ["amqps://broker/?no_verify_ssl=1"]', "is not of the form"),
-        ("[amqp]\nurls = []", "at least one node"),
-        ('[amqp]\nurls = ["amqps://hub@b/"]\ncert_file = "x"', "belong together"),
-        ('[amqp]\nurls = ["amqps://hub@b/"]\npasword_file = "x"', "pasword_file"),
-        ('[amqp]\nurls = ["amqps://hub@b/"]\nprefetch = 0', "prefetch"),
+        ('urls = ["amqps://hub:secret@broker/"]', "a password does not belong there"),
+        ('urls = ["amqp://hub@broker/"]', "only talked to by amqps"),
+        ('urls = ["http://hub@broker/"]', "is not of the form"),
+        ('urls = ["amqps://broker/"]', "name the account"),
+        ('urls = ["amqps://broker/?no_verify_ssl=1"]', "is not of the form"),
+        ("urls = []", "at least one node"),
+        ('urls = ["amqps://hub@b/"]\ncert_file = "x"', "belong together"),
+        ('urls = ["amqps://hub@b/"]\npasword_file = "x"', "pasword_file"),
+        ('urls = ["amqps://hub@b/"]\nprefetch = 0', "prefetch"),
         ("[ampq]\n", "ampq"),
-        ("[amqp\n", "hub.toml"),
+        ("[accounts\n", "amqp.toml"),
     ],
 )
 def test_wrong_configurations_are_refused_in_words(tmp_path: Path, text: str, words: str) -> None:
-    path = tmp_path / "hub.toml"
+    path = tmp_path / "amqp.toml"
     path.write_text(text)
     with pytest.raises(Invalid, match=re.escape(words)) as caught:
-        config.load(path)
+        load(path)
     assert "secret" not in str(caught.value)
 
 
 def test_files_are_named_from_the_configurations_directory(tmp_path: Path) -> None:
-    path = tmp_path / "hub.toml"
-    path.write_text(
-        '[amqp]\nurls = ["amqps://hub@b/"]\npassword_file = "pw"\nca_file = "/etc/ca"\n'
-    )
-    amqp = config.load(path).amqp
-    assert amqp is not None
+    path = tmp_path / "amqp.toml"
+    path.write_text('urls = ["amqps://hub@b/"]\npassword_file = "pw"\nca_file = "/etc/ca"\n')
+    amqp = load(path)
     assert (amqp.password_file, amqp.ca_file) == (str(tmp_path / "pw"), "/etc/ca")
     (tmp_path / "pw").write_text("secret\n")
     (tmp_path / "pw").chmod(0o644)

@@ -13,7 +13,7 @@ def test_the_list_is_complete() -> None:
     package = Path(chappe.__file__).parent
     reached = [
         name
-        for directory in ("hub", "store")
+        for directory in ("bus", "hub", "store")
         for path in (package / directory).rglob("*.py")
         for name in re.findall(r'faults\.reach\("([^"]+)"\)', path.read_text())
     ]

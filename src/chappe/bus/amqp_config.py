@@ -1,4 +1,4 @@
-"""How a RabbitMQ broker is reached, and who its accounts are: the `[amqp]` part of a hub's configuration."""
+"""amqp.toml: how a hub reaches a RabbitMQ broker, whose its accounts are, and what is published there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import msgspec
 
 from chappe.core.errors import Invalid
 from chappe.link.files import read_private
+
+#: Where a test may kill the door (here, because this module needs no AMQP library).
+CRASH_POINTS = ("hub.amqp_kept",)
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 _OWN_MACHINE = frozenset(("127.0.0.1", "::1", "localhost"))
@@ -34,8 +37,9 @@ class Amqp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     With `cert_file` and `key_file` the log-in is EXTERNAL: the broker takes the account from the certificate.
     Else it is PLAIN, with the user of the address and the one line of `password_file`. `accounts` are those
-    whose messages are taken; without any there is no door. `prefetch` messages or envelopes wait here at most
-    for their commit.
+    whose messages are taken; without any there is no door. What other accounts send goes into quarantine,
+    in the project of the first. Of each queue, `prefetch` messages or envelopes wait
+    here for their commit at most.
     """
 
     urls: tuple[str, ...]
@@ -72,10 +76,8 @@ class Amqp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def password(self) -> str:
         """The password. Raises Invalid when its file cannot be read, or is open to others."""
         if not self.password_file:
-            raise Invalid(
-                "amqp: a log-in by password wants `password_file`", field="amqp.password_file"
-            )
-        return read_private(Path(self.password_file), "amqp.password_file")
+            raise Invalid("a log-in by password wants `password_file`", field="password_file")
+        return read_private(Path(self.password_file), "password_file")
 
     def tls(self) -> ssl.SSLContext:
         """What an encrypted connection is checked by. Raises Invalid for files that are none."""
@@ -84,10 +86,19 @@ class Amqp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if self.cert_file:
                 context.load_cert_chain(self.cert_file, self.key_file)
         except OSError as e:
-            raise Invalid(
-                f"amqp: the certificates cannot be used: {e}", field="amqp.ca_file"
-            ) from e
+            raise Invalid(f"the certificates cannot be used: {e}", field="ca_file") from e
         return context
+
+
+def load(path: Path) -> Amqp:
+    """Read amqp.toml; names of files in it are relative to its directory. Raises Invalid naming the file."""
+    try:
+        config = msgspec.toml.decode(path.read_bytes(), type=Amqp)
+    except OSError as e:
+        raise Invalid(f"{path} cannot be read: {e.strerror}", field="amqp") from e
+    except (msgspec.MsgspecError, ValueError) as e:
+        raise Invalid(f"{path}: {e}", field="amqp") from e
+    return config.at(path.absolute().parent)
 
 
 def _check(url: str, *, external: bool) -> None:

@@ -21,6 +21,7 @@ import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
+from yarl import URL
 
 from chappe.bus import amqp_frames, amqp_topology
 from chappe.bus.amqp_config import PORTS, Amqp
@@ -55,11 +56,19 @@ async def connect(config: Amqp, url: str, name: str) -> AbstractConnection:
     auth = "EXTERNAL" if config.external else "PLAIN"
     path = parts.path or "/"
     query = f"auth={auth}&heartbeat={config.heartbeat_s}&name={quote(name)}"
-    async with asyncio.timeout(CONNECT_S):
-        return await aio_pika.connect(
-            f"{parts.scheme}://{login}{host}:{port}{path}?{query}",
-            ssl_context=config.tls() if parts.scheme == "amqps" else None,
-        )
+    connection = aio_pika.Connection(
+        URL(f"{parts.scheme}://{login}{host}:{port}{path}?{query}", encoded=True),
+        ssl_context=config.tls() if parts.scheme == "amqps" else None,
+    )
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            await connection.connect()
+    except BaseException:
+        await (
+            connection.close()
+        )  # else it closes itself when it is forgotten, if there is a loop then
+        raise
+    return connection
 
 
 async def restore(channel: AbstractChannel) -> None:

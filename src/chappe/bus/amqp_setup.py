@@ -51,4 +51,4 @@ async def _setup(config: Amqp) -> Done:
             tuple(exchange.name for exchange in amqp_topology.EXCHANGES),
             tuple(queue.name for queue in amqp_topology.QUEUES),
         )
-    raise Unavailable(f"no broker answers at {' '.join(config.urls)}: {trouble}", field="amqp.urls")
+    raise Unavailable(f"no broker answers at {' '.join(config.urls)}: {trouble}", field="urls")

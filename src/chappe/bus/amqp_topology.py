@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from pamqp.common import FieldTable
+if TYPE_CHECKING:
+    from pamqp.common import FieldTable
 
 PRIMARY = "x-primary"
 SECONDARY = "x-secondary"

@@ -20,20 +20,16 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--config", type=_FILE, required=True, help="The hub's configuration file.")
+@click.argument("file", type=_FILE)
 @with_output
-def setup(out: Out, config: Path) -> None:
-    """Make the exchanges, queues and bindings at the broker that [amqp] of a hub's configuration names.
+def setup(out: Out, file: Path) -> None:
+    """Make the exchanges, queues and bindings at the broker that FILE (amqp.toml) names.
 
     What is there is left as it is, and refused if it is there with other arguments. The hub does the same
     whenever it connects.
     """
-    from chappe.sdk.errors import Invalid  # here: `--help` does without the SDK
-
-    amqp = _module("chappe.hub.config").load(config).amqp
-    if amqp is None:
-        raise Invalid(f"{config} has no table [amqp]", field="config")
-    done = _module("chappe.bus.amqp_setup").setup(amqp)
+    config = _module("chappe.bus.amqp_config").load(file)
+    done = _module("chappe.bus.amqp_setup").setup(config)
     out.one(done, _say_done, out, done.exchanges, done.queues)
 
 

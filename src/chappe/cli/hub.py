@@ -62,6 +62,11 @@ def command() -> None:
 )
 @click.option("--mail", type=_FILE, help="File that says which mail to take (mail.toml).")
 @click.option(
+    "--amqp",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File that names a RabbitMQ broker to read from and to publish at (amqp.toml).",
+)
+@click.option(
     "--keep-days",
     type=click.FloatRange(min=0),
     help="Cut events and ended jobs older than this (0: keep all); needs --backups.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chappe.bus import amqp_config
 from chappe.hub import bootstrap, http, mail
 from chappe.store import journal, writer
 
@@ -10,5 +11,6 @@ CRASH_POINTS: tuple[str, ...] = (
     *journal.CRASH_POINTS,
     *http.CRASH_POINTS,
     *mail.CRASH_POINTS,
+    *amqp_config.CRASH_POINTS,
     *bootstrap.CRASH_POINTS,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -29,8 +29,10 @@ RESTART_MOST_S = 60.0
 log = structlog.get_logger("chappe.hub.loops")
 
 
-async def run(hub: Hub, keep: Retention | None = None) -> None:
-    """Run all loops until the Hub stops. `keep` says what of the past to cut, None nothing."""
+async def run(
+    hub: Hub, keep: Retention | None = None, more: Sequence[Callable[[Hub], Awaitable[None]]] = ()
+) -> None:
+    """Run all loops, and `more`, until the Hub stops. `keep` says what of the past to cut, None nothing."""
     hub.liveness.open(await hub.read(upkeep.open_sessions))
 
     async def cut(hub: Hub) -> None:
@@ -40,7 +42,8 @@ async def run(hub: Hub, keep: Retention | None = None) -> None:
             await _sleep(hub, CUT_S)
 
     async with asyncio.TaskGroup() as group:
-        for loop in (sessions, due, settle, acts, deadlines, purge, *([cut] if keep else [])):
+        cutting = [cut] if keep else []
+        for loop in (sessions, due, settle, acts, deadlines, purge, *cutting, *more):
             group.create_task(supervised(hub, loop))
 
 

@@ -9,7 +9,7 @@ import gc
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from chappe.hub import serve, tls
     from chappe.hub.mail import Configured
     from chappe.hub.retention import Retention
+    from chappe.hub.state import Hub
     from chappe.store.db import Store
 
 DEFAULT_PORT = 8461
@@ -59,7 +60,8 @@ class HubOptions:
 
     `url_host` is the name that clients use, where it is not `host`. What is older than `keep_days` is cut, as
     far as a backup in the directory `backups` holds it; 0 keeps all. `resources` are texts `NAME=N`: things
-    of which there are so many for all Sites. `mail` is the file mail.toml, of a Hub that takes mail.
+    of which there are so many for all Sites. `mail` is the file mail.toml, of a Hub that takes mail;
+    `amqp` is amqp.toml, of one that is linked to a message broker.
     """
 
     data: Path
@@ -75,6 +77,7 @@ class HubOptions:
     backups: Path | None = None
     resources: Sequence[str] = ()
     mail: Path | None = None
+    amqp: Path | None = None
 
 
 def run(options: HubOptions) -> int:
@@ -100,6 +103,7 @@ def _run(options: HubOptions) -> None:
     keep = _retention(options)
     shared = _shared(options.resources)
     mail = _mail(options)
+    links = _links(options)
     data = options.data.absolute()
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -131,7 +135,7 @@ def _run(options: HubOptions) -> None:
             files = tls.files(data, options.tls_cert, options.tls_key, now())
             for path in ensure_owner(store, data, address, files.ca, user_path()):
                 print(f"wrote {path}: the client's configuration, with its token", file=sys.stderr)
-            _serve(options, store, files, listener, address, keep, mail)
+            _serve(options, store, files, listener, address, keep, mail, links)
         finally:
             store.close()
         if not store.writer.superseded:
@@ -175,6 +179,18 @@ def _mail(options: HubOptions) -> Configured | None:
     return load(options.mail)
 
 
+def _links(options: HubOptions) -> Sequence[Callable[[Hub], Awaitable[None]]]:
+    """What runs beside the Hub's own loops."""
+    if options.amqp is None:
+        return ()
+    try:
+        from chappe.bus.amqp_config import load
+        from chappe.hub.amqp import loops
+    except ImportError as error:
+        raise Unavailable(f"{error}: --amqp wants pip install 'chappe[amqp]'") from None
+    return loops(load(options.amqp))
+
+
 def _bind(options: HubOptions) -> socket.socket:
     from chappe.hub.serve import bind
 
@@ -208,6 +224,7 @@ def _serve(
     url: str,
     keep: Retention | None,
     mail: Configured | None,
+    links: Sequence[Callable[[Hub], Awaitable[None]]],
 ) -> None:
     import uvloop
 
@@ -222,7 +239,7 @@ def _serve(
         hub.start()
         app = create_app(hub)
         post = None
-        upkeep = asyncio.create_task(loops.run(hub, keep))
+        upkeep = asyncio.create_task(loops.run(hub, keep, links))
         server = serve.Server(
             serve.config(app, files), ready=lambda: _say_ready(options, url), stop=hub.stop
         )
@@ -296,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="count a licence or the like over all sites; repeat",
     )
     parser.add_argument("--mail", type=Path, help="file that says which mail to take (mail.toml)")
+    parser.add_argument("--amqp", type=Path, help="file that names a message broker (amqp.toml)")
     parser.add_argument("--log-level", choices=sorted(logs.LEVELS), default="info")
     parser.add_argument("--ready-file", type=Path, help="file to write the ready line to")
     given = parser.parse_args(arguments)
