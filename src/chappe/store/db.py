@@ -194,6 +194,13 @@ def lock_database(path: Path) -> int:
     return fd
 
 
+# For every None and every bytes value sqlite3 looks for an adapter, finds none, and makes an exception of
+# that, only to drop it: 0.35 µs, half of what it costs to bind a row. These hand back what they are given.
+_NONE: dict[None, None] = {}
+sqlite3.register_adapter(type(None), _NONE.get)
+sqlite3.register_adapter(bytes, bytes)
+
+
 def _engine(path: Path, *, writes: bool) -> Engine:
     engine = sa.create_engine(
         f"sqlite:///{path}",
