@@ -77,7 +77,7 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
     ) -> bytes:
         real = path.format(**ids)
         answer = await (client or w.user).fetch(method, real, body)
-        found.append((method, path, answer.status, answer.data))
+        found.append((method, path.partition("?")[0], answer.status, answer.data))
         return bytes(answer.data)
 
     pilot = await w.pilot()
@@ -125,6 +125,7 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
     await call("GET", "/v1/producers")
     told = {"msgUID": new_id(), "msgType": "log", "msgStream": "f", "msgSeq": 1}
     await call("POST", "/v1/messages", json.dumps([told, {"x": 1}]).encode())
+    await call("GET", "/v1/metrics?simulation=x")
     for path in ("/v1/messages", "/v1/messages/stats", "/v1/messages/streams"):
         await call("GET", path)
     await call("GET", "/v1/messages/{uid}", uid=str(told["msgUID"]))

@@ -130,6 +130,7 @@ RULES: Mapping[str, Row] = {
     "GET /v1/simulations/{id}/actions": _VIEW,
     "GET /v1/simulations/{id}/card": _VIEW,
     "POST /v1/simulations/{id}/purge": _OPERATE,
+    "GET /v1/metrics": _VIEW,
     # events
     "GET /v1/events": _VIEW,
     "GET /v1/events/stream": _VIEW,

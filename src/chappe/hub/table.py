@@ -19,6 +19,7 @@ from chappe.hub.routes import (
     logins,
     logs,
     messages,
+    metrics,
     people,
     results,
     simulations,
@@ -122,6 +123,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/simulations/{id}/actions", simulations.actions, (409,)),
     Route("GET", "/v1/simulations/{id}/card", simulations.card, (409,)),
     Route("POST", "/v1/simulations/{id}/purge", simulations.purge, (409,)),
+    Route("GET", "/v1/metrics", metrics.show, (404,)),
     # events
     Route("GET", "/v1/events", events.index, (410,)),
     Route("GET", "/v1/events/stream", events.stream, (410,), media="text/event-stream"),

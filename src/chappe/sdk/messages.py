@@ -22,6 +22,7 @@ from chappe.wire.messages import (
     StreamPage,
     Verdict,
 )
+from chappe.wire.metrics import SeriesList, SeriesView
 
 __all__ = [
     "MessageStats",
@@ -30,6 +31,7 @@ __all__ = [
     "ProducerView",
     "QuarantineView",
     "Requeued",
+    "SeriesView",
     "StreamCheck",
     "Verdict",
 ]
@@ -138,6 +140,28 @@ class Messages:
             if done.cursor is None:
                 return total
             after = done.cursor
+
+    async def series(
+        self,
+        simulation: str | None = None,
+        *,
+        job: str | None = None,
+        names: Sequence[str] = (),
+        since: float | None = None,
+        until: float | None = None,
+        buckets: int = 500,
+    ) -> list[SeriesView]:
+        """Scalar series of a simulation or a job, each in at most so many points."""
+        params = {
+            "simulation": simulation,
+            "job": job,
+            "name": list(names) or None,
+            "since": since,
+            "until": until,
+            "buckets": buckets,
+        }
+        found = await self._hub.request("GET", "/v1/metrics", reply=SeriesList, params=params)
+        return found.series
 
     async def producers(self) -> list[ProducerView]:
         """The project's producers."""

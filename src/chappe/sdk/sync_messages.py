@@ -17,6 +17,7 @@ from chappe.wire.messages import (
     StreamCheck,
     Verdict,
 )
+from chappe.wire.metrics import SeriesView
 
 #: Messages of one request, of those that come in lines.
 AT_ONCE = 1_000
@@ -80,6 +81,22 @@ class SyncMessages:
     def requeue(self, numbers: Sequence[int] | None = None, reason: str | None = None) -> Requeued:
         """Decode again what is in quarantine: these numbers, what is there for a reason, or all."""
         return self._run(self._messages.requeue(numbers, reason))
+
+    def series(
+        self,
+        simulation: str | None = None,
+        *,
+        job: str | None = None,
+        names: Sequence[str] = (),
+        since: float | None = None,
+        until: float | None = None,
+        buckets: int = 500,
+    ) -> list[SeriesView]:
+        """Scalar series of a simulation or a job, each in at most so many points."""
+        found = self._messages.series(
+            simulation, job=job, names=names, since=since, until=until, buckets=buckets
+        )
+        return self._run(found)
 
     def producers(self) -> list[ProducerView]:
         """The project's producers."""

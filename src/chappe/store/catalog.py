@@ -81,6 +81,8 @@ class Catalog:
     shared: dict[str, int] = field(default_factory=dict)
     #: The next position in the journal of each project that has received since this was loaded.
     next_message: dict[int, int] = field(default_factory=dict)
+    #: Row numbers of series: by project, simulation, job, name and producer.
+    series: dict[tuple[int, str, str, str, int], int] = field(default_factory=dict)
     #: Simulations that were spoken of, once there are any (store.simulations).
     simulations: Cache | None = None
 

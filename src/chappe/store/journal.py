@@ -22,7 +22,7 @@ import msgspec
 
 from chappe.core import cloudevents, faults, messages
 from chappe.core.messages import Message, Undecodable
-from chappe.store import simulations
+from chappe.store import series, simulations
 from chappe.store.dialect import sql
 from chappe.store.tx import Insert, Tx, to_json
 from chappe.wire.messages import Verdict
@@ -123,7 +123,7 @@ def item(raw: bytes, uid_hint: str = "") -> Item:
 #: What is made of messages, in the transaction that stores them: called with the project, the producer, new
 #: messages of theirs with their positions, rising, and when they were received.
 Projection = Callable[[Tx, int, int, Sequence[tuple[int, Message]], float], None]
-PROJECTIONS: list[Projection] = [simulations.project]
+PROJECTIONS: list[Projection] = [simulations.project, series.project]
 
 
 @dataclass(slots=True)

@@ -19,11 +19,11 @@ from sqlalchemy import (
 )
 
 from chappe.core.states import LEASED, PHASE, TRANSITIONS, State, legal_updates
-from chappe.store import journal_tables, simulation_tables
+from chappe.store import journal_tables, series_tables, simulation_tables
 from chappe.store.dialect import Integer, Text
 from chappe.store.schema import metadata, partial
 
-__all__ = ["journal_tables", "metadata", "simulation_tables"]
+__all__ = ["journal_tables", "metadata", "series_tables", "simulation_tables"]
 
 #: The states that most rows pass come first: these conditions are evaluated for every row written.
 _HOT = [State.RUNNING, State.RUN_DONE, State.JOB_FINISHED, State.PREPROCESSED]
