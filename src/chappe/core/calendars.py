@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -56,6 +57,7 @@ def of_card(card: str) -> Calendar | None:
     return named(found[1]) if found else None
 
 
+@lru_cache(maxsize=4096)
 def date(text: str | None) -> Date | None:
     """The date in `text`; None if there is none. Whether a calendar has it, `day` tells."""
     found = _FORM.fullmatch((text or "").strip())

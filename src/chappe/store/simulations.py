@@ -75,6 +75,18 @@ OVERDUE = sql("""
 
 NEXT_DUE = sql("SELECT min(due_at) FROM sim_job WHERE due_at IS NOT NULL")
 
+#: What most messages change of a simulation and of a job. No index holds any of it.
+UPDATE = sql("""
+    UPDATE simulation SET state = v.state, ended_at = v.ended_at, changed_at = v.changed_at,
+        progress = v.progress, messages = v.messages, counts = v.counts, took = v.took, fold = v.fold
+    FROM rows(:rows, n int, state text, ended_at float, changed_at float, progress float,
+              messages int, counts text, took text, fold text) v WHERE simulation.n = v.n""")
+
+UPDATE_JOBS = sql("""
+    UPDATE sim_job SET state = v.state, fold = v.fold
+    FROM rows(:rows, n int, id text, state text, fold text) v
+    WHERE sim_job.simulation = v.n AND sim_job.id = v.id""")
+
 _SIMULATION = (
     "n project producer uid state identity try_no active purged name experiment model space machine"
     " login centre account started tombstone started_at ended_at changed_at progress messages counts"
@@ -110,6 +122,9 @@ class _Job:
     place: Place | None = None
     #: Under which kind and state it is counted.
     counted: str = ""
+    #: Whether it has a row, and with which `due_ns`.
+    written: bool = False
+    written_due_ns: int | None = None
 
     @property
     def key(self) -> str:
@@ -139,6 +154,14 @@ class Entry:
     #: Since the last transaction: messages by type, and whether the tries must be numbered anew.
     told: dict[str, int] = field(default_factory=dict)
     renumber: bool = False
+    #: Whether it has a row.
+    written: bool = False
+    progress: float | None = None
+
+    @property
+    def latest(self) -> _Job | None:
+        """The compute job that began last."""
+        return self.jobs[self.order[-1][1]] if self.order else None
 
     @property
     def shown(self) -> tuple[State, bool, bool]:
@@ -180,6 +203,9 @@ class Entry:
             return None
         at = bisect_left(self.order, job.place) + 1
         return self.order[at][0] if at < len(self.order) else None
+
+
+_JobRow = tuple[int, _Job]
 
 
 class Cache:
@@ -287,6 +313,7 @@ def _load(tx: Tx, rows: Sequence[Any], project: int, producer: int) -> list[Entr
             bool(row.purged),
             msgspec.json.decode(row.counts),
             msgspec.json.decode(row.took, type=dict[int, int]),
+            written=True,
         )
         for row in rows
     }
@@ -294,7 +321,7 @@ def _load(tx: Tx, rows: Sequence[Any], project: int, producer: int) -> list[Entr
         entry, fold = by_n[row.simulation], _job_fold(row.fold)
         due_ns = None if row.due_at is None else int(row.due_at * NS)
         job = entry.jobs[row.id] = _Job(fold, State(row.state), due_ns)
-        job.counted = job.key
+        job.counted, job.written, job.written_due_ns = job.key, True, due_ns
         if fold.kind is Scope.COMPUTE:
             job.place = simulations.order(fold)
             entry.order.append(job.place)
@@ -309,14 +336,21 @@ def write(tx: Tx) -> None:
     dirty = list(cache.dirty.values())
     cache.dirty = {}
     facts, cache.facts = cache.facts, []
-    jobs: list[tuple[Any, ...]] = []
     before = {entry.n: entry.shown for entry in dirty}
+    jobs: list[_JobRow] = []
+    whole, parts = [], []
     for entry in dirty:
         jobs += _judge(entry, int(tx.now * NS))
         if entry.fold.purged is not None:
             entry.purged, entry.active = True, False
-    tx.insert(WRITE, [_row(entry, tx.now) for entry in dirty])
-    tx.insert(WRITE_JOBS, jobs)
+        if entry.renumber or not entry.written:
+            whole.append(_row(entry, tx.now))
+            entry.written = True
+        else:
+            parts.append((entry.n, *_part(entry, tx.now)))
+    tx.insert(WRITE, whole)
+    tx.write_rows(UPDATE, parts)
+    _write_jobs(tx, jobs)
     tx.insert(WRITE_FACTS, facts)
     _number(tx, cache, dirty)
     for entry in dirty:
@@ -326,10 +360,10 @@ def write(tx: Tx) -> None:
     cache.forget()
 
 
-def _judge(entry: Entry, now_ns: int) -> list[tuple[Any, ...]]:
-    """The rows of jobs that are to be written; the simulation's counts and state follow them."""
+def _judge(entry: Entry, now_ns: int) -> list[_JobRow]:
+    """The jobs that are to be written; the simulation's counts, state and progress follow them."""
     slack_ns = lateness.learned_slack_ns(entry.took)
-    rows: list[tuple[Any, ...]] = []
+    found: list[_JobRow] = []
     for id in entry.changed | entry.look:
         job = entry.jobs[id]
         state, due_ns = lateness.judge(job.fold, entry.after(job), now_ns, slack_ns)
@@ -337,34 +371,60 @@ def _judge(entry: Entry, now_ns: int) -> list[tuple[Any, ...]]:
             continue
         job.state, job.due_ns = state, due_ns
         entry.count(job)
-        due_at = None if due_ns is None else due_ns / NS
-        rows.append((entry.n, id, str(state), due_at, _encode(job.fold).decode()))
+        found.append((entry.n, job))
     entry.changed, entry.look = set(), set()
-    latest = entry.jobs[entry.order[-1][1]] if entry.order else None
+    latest = entry.latest
     entry.state = State.QUEUED if latest is None else lateness.state_of(latest.fold, latest.state)
-    return rows
+    entry.progress = entry.fold.progress
+    return found
+
+
+def _write_jobs(tx: Tx, jobs: Sequence[_JobRow]) -> None:
+    """Write jobs: where they stand in time only if that has changed, for an index holds it."""
+    whole, parts = [], []
+    for n, job in jobs:
+        fold = _encode(job.fold).decode()
+        if job.written and job.written_due_ns == job.due_ns:
+            parts.append((n, job.fold.id, job.state, fold))
+            continue
+        due_at = None if job.due_ns is None else job.due_ns / NS
+        whole.append((n, job.fold.id, str(job.state), due_at, fold))
+        job.written, job.written_due_ns = True, job.due_ns
+    tx.insert(WRITE_JOBS, whole)
+    tx.write_rows(UPDATE_JOBS, parts)
+
+
+def _part(entry: Entry, now: float) -> tuple[Any, ...]:
+    """What most messages change of a row, in the order of UPDATE."""
+    latest = entry.latest
+    ended_ns = lateness.ended_ns(None if latest is None else latest.fold, entry.state)
+    return (
+        str(entry.state),
+        None if ended_ns is None else ended_ns / NS,
+        now,
+        entry.progress,
+        entry.fold.messages,
+        to_json(entry.counts),
+        to_json(entry.took),
+        _encode(entry.fold).decode(),
+    )
 
 
 def _row(entry: Entry, now: float) -> tuple[Any, ...]:
+    """All of a row, in the order of WRITE."""
     fold, fields = entry.fold, entry.fold.fields
-    latest = entry.jobs[entry.order[-1][1]].fold if entry.order else None
-    ended_ns = lateness.ended_ns(latest, entry.state)
+    state, ended_at, *rest = _part(entry, now)
     named = ("name", "experiment", "model", "space", "machine", "login", "centre")
     return (
-        *(entry.n, *entry.key, str(entry.state), identity_of(fold)),
+        *(entry.n, *entry.key, state, identity_of(fold)),
         *(entry.try_no, int(entry.active), int(entry.purged)),
         *(fields.get(name, "") for name in named),
         fields.get("accountingProject", ""),
         None if fold.started is None else to_json(fold.started),
         None if fold.purged is None else to_json(fold.purged),
         None if fold.started is None else fold.started.at_ns / NS,
-        None if ended_ns is None else ended_ns / NS,
-        now,
-        fold.progress,
-        fold.messages,
-        to_json(entry.counts),
-        to_json(entry.took),
-        _encode(fold).decode(),
+        ended_at,
+        *rest,
     )
 
 
@@ -420,7 +480,7 @@ def _tell(tx: Tx, entry: Entry, old: State) -> None:
         "name": fold.fields.get("name", ""),
         "messages": fold.messages,
         "types": entry.told,
-        "progress": fold.progress,
+        "progress": entry.progress,
         "active": entry.active,
         "purged": entry.purged,
         "try": entry.try_no,
