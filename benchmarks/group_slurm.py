@@ -74,7 +74,7 @@ def _bed(
         site.configure("policy", submissions_per_s=1.0, submissions_burst=NODES)
         if elastic:
             facts = {"policy": "fit", "maximum": NODES, "node_cores": CORES, "wall_s": 3_000.0}
-            site.configure("elastic", **facts, idle_s=IDLE_S, **elastic)
+            site.configure("elastic", **facts, nodes_max=NODES, idle_s=IDLE_S, **elastic)
         site.environ.update(slurm.environ)
         site.start()
         cluster.offers(site)

@@ -136,6 +136,22 @@ def test_what_waits_too_long_is_made_smaller_and_never_smaller_than_its_job() ->
         )
 
 
+def test_what_is_wider_than_the_machine_is_halved_at_once_until_it_is_not() -> None:
+    wide = Allocation("b1", Stage.QUEUED, 8, NOW, 14_400.0, too_wide=True)
+    job = shape(16, wall_s=7_200)
+    widths = [8]
+    while wide.too_wide:
+        (ask,) = [a for a in decide(FIT, seen((job, 8), open=(wide,))).asks if a.instead_of]
+        widths.append(ask.nodes)
+        assert "not so many" in ask.why
+        wide = open_as(ask, Stage.QUEUED, too_wide=ask.nodes > 3)
+    assert widths == [8, 4, 2]
+    assert not [a for a in decide(FIT, seen((job, 8), open=(wide,))).asks if a.instead_of]
+    for kept in ({"own": False}, {"lasting": True}, {"nodes": 1}):
+        alone = msgspec.structs.replace(wide, too_wide=True, **kept)
+        assert not [a for a in decide(FIT, seen((job, 8), open=(alone,))).asks if a.instead_of]
+
+
 # --- reasons
 
 

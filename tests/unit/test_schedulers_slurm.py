@@ -137,6 +137,7 @@ SQUEUE = """\
 8|PENDING|chappe-h|launch failed requeued held
 9|REQUEUE_HOLD|chappe-i|JobHeldUser
 10|SOMETHING_NEW|chappe-j|None
+11|PENDING|chappe-k|PartitionConfig
 """
 
 
@@ -153,7 +154,9 @@ def test_states_of_the_queue() -> None:
         "8": "pending",
         "9": "pending",
         "10": "unknown",
+        "11": "pending",
     }
+    assert [i for i, s in states.items() if s.too_wide] == ["11"]
     assert states["1"].name == "chappe-a"
     assert "limit" in states["6"].message
     assert states["8"].message == "launch failed requeued held"

@@ -99,7 +99,8 @@ class Stage(StrEnum):
 
 class Allocation(msgspec.Struct, frozen=True):
     """An open BatchJob. `own`: we asked for it, and may take it back; `lasting`: it stays when it is idle.
-    `surplus_at` is when it first was found to be more than is needed, and has been ever since."""
+    `surplus_at` is when it first was found to be more than is needed, and has been ever since. `too_wide`:
+    the scheduler says that there are not so many nodes, and lets it wait all the same."""
 
     id: str
     stage: Stage
@@ -113,6 +114,7 @@ class Allocation(msgspec.Struct, frozen=True):
     lasting: bool = False
     node: NodeSize | None = None
     surplus_at: float | None = None
+    too_wide: bool = False
 
     def left_s(self, now: float) -> float | None:
         """How long it lasts from now on; None for ever."""

@@ -8,7 +8,7 @@ queued and would serve nothing is taken back, when that has been so for a while:
 Why it does not swing: what is asked for is counted as room from the moment it was asked, by the same fit that
 led to it, so the same demand asks nothing twice and calls nothing surplus. An allocation ceases to count
 when its pilot has asked for work, since from then on what still waits did not fit into it. Made smaller is
-only what waited too long, each time to at most half.
+only what waited too long, or is wider than the machine, each time to at most half.
 """
 
 from __future__ import annotations
@@ -129,31 +129,28 @@ def _ask(offer: Offer, bin_: Bin, within_s: float) -> Ask:
 
 
 def _smaller(policy: Policy, seen: Situation, bins: list[Bin]) -> list[Ask]:
-    """Smaller ones for those that waited too long, where what they are for fits into less."""
+    """Smaller ones for those that waited too long or would for ever, where what they are for fits into
+    less."""
     asks = []
     for bin_ in bins:
         a = bin_.of
-        if a is None or not bin_.serves or not _waits_too_long(policy, a, seen.now):
+        if a is None or not bin_.serves or not _to_be_smaller(policy, a, seen.now):
             continue
         nodes = max(bin_.widest, a.nodes // 2)
         if nodes < a.nodes:
-            why = (
-                f"{a.id} of {a.nodes} nodes has waited {seen.now - a.asked_at:.0f} s, and at most "
-                f"{policy.wait_s:.0f} s are wanted: a smaller one may begin sooner"
-            )
+            why = f"{a.id} of {a.nodes} nodes has waited {seen.now - a.asked_at:.0f} s, and "
+            if a.too_wide:
+                why += "the scheduler has not so many for it"
+            else:
+                why += f"at most {policy.wait_s:.0f} s are wanted: a smaller one may begin sooner"
             serves = tuple(bin_.serves)
             asks.append(Ask(nodes, a.wall_s, why, a.queue, a.account, False, serves, a.id))
     return asks
 
 
-def _waits_too_long(policy: Policy, a: Allocation, now: float) -> bool:
-    return (
-        policy.wait_s is not None
-        and a.stage is Stage.QUEUED
-        and a.own
-        and not a.lasting
-        and now - a.asked_at >= policy.wait_s
-    )
+def _to_be_smaller(policy: Policy, a: Allocation, now: float) -> bool:
+    waits = policy.wait_s is not None and now - a.asked_at >= policy.wait_s
+    return (waits or a.too_wide) and a.stage is Stage.QUEUED and a.own and not a.lasting
 
 
 def _finish(

@@ -269,9 +269,9 @@ class BatchJobs:
             else:
                 self._ends.pop(batch.id, None)
                 self._listed[batch.id] = now()
-            if state.phase is not batch.phase:
+            if (state.phase, state.too_wide) != (batch.phase, batch.too_wide):
                 changed = True
-                self.now_is(batch, state.phase, state.message)
+                self.now_is(batch, state.phase, state.message, too_wide=state.too_wide)
         return changed
 
     def _runs_in_another(self, batch: Batch) -> bool:
@@ -350,10 +350,12 @@ class BatchJobs:
         self._wakeups.report.set()
         self._wakeups.watch.set()
 
-    def now_is(self, batch: Batch, phase: Phase, message: str = "") -> None:
+    def now_is(
+        self, batch: Batch, phase: Phase, message: str = "", *, too_wide: bool = False
+    ) -> None:
         """It is pending, running, or over."""
         at = now()
-        self._book.add(Said(batch.id, phase, message, at))
+        self._book.add(Said(batch.id, phase, message, at, too_wide))
         if batch.over:
             faults.reach("agent.after_end_seen")
             log.info("allocation over", batch_job=batch.id, phase=str(phase), message=message)

@@ -87,6 +87,7 @@ class Said(msgspec.Struct, frozen=True, tag="said"):
     phase: Phase
     message: str
     at: float
+    too_wide: bool = False
 
 
 class Buried(msgspec.Struct, frozen=True, tag="buried"):
@@ -144,6 +145,7 @@ class Batch:
     if_waiting: bool = False
     phase: Phase = Phase.UNKNOWN
     message: str = ""
+    too_wide: bool = False
     running_at: float | None = None
     buried: bool = False
     accepted: str = "requested"
@@ -208,6 +210,7 @@ class Batch:
                 self.cancel = self.if_waiting = False
             case Said():
                 self.phase, self.message = entry.phase, entry.message
+                self.too_wide = entry.too_wide
                 if self.phase is Phase.RUNNING:
                     self.running_at = entry.at
             case Buried():

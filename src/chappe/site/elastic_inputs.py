@@ -151,6 +151,7 @@ def _allocation(
         lasting=batch.wanted.kept and not batch.wanted.idle_s,
         node=None if offer is None or not tells_size(offer) else size_of(offer),
         surplus_at=surplus_at,
+        too_wide=batch.too_wide,
     )
 
 

@@ -54,12 +54,13 @@ OVER = frozenset({Phase.ENDED, Phase.FAILED, Phase.CANCELLED})
 class BatchState(msgspec.Struct, frozen=True):
     """The state of one BatchJob. `watch_pid` is a process of this machine whose end is a hint to ask
     again at once; 0 when there is none. `name` is the job's name where the answer has it: an id may have been
-    given to another job since."""
+    given to another job since. `too_wide`: it waits, and will for ever, for there are not so many nodes."""
 
     phase: Phase
     message: str = ""
     watch_pid: int = 0
     name: str = ""
+    too_wide: bool = False
 
 
 class Batch(msgspec.Struct, frozen=True):

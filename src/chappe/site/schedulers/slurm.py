@@ -9,6 +9,7 @@ What was seen on real clusters, and is why things are as they are:
 - Of several job ids squeue passes over those that it does not know; of a single one it fails.
 - After NODE_FAIL processes may live on, on a node that only lost its slurmd: that is no end. The allocation's
   limit is one.
+- More nodes than a partition has are accepted, and the job waits for ever.
 - A job that is requeued would start a second pilot where the first may be alive: we ask for --no-requeue.
 - `sacct --json` reports success for exit status 3; the text is right.
 """
@@ -59,6 +60,8 @@ _STATES: dict[str, tuple[Phase, str]] = {
     "PREEMPTED": (Phase.FAILED, "pre-empted by another job"),
     "NODE_FAIL": (Phase.UNKNOWN, "a node failed; what ran there may go on until the limit"),
 }
+#: Reasons of what has more nodes than its partition, or than one job may have.
+_TOO_WIDE = re.compile(r"PartitionConfig|PartitionNodeLimit|(QOS|Assoc)MaxNodePerJob(Limit)?")
 _NO_SUCH_JOB = "Invalid job id specified"
 _NO_ACCOUNTING = "accounting storage is disabled"
 #: It may have taken the job, whatever else was said: sbatch tries again by itself, and tells of each time.
@@ -216,4 +219,5 @@ def _state(text: str, name: str, why: str) -> BatchState:
         message += f" (signal {signal})" if signal != "0" else f" (exit status {exit_status})"
     elif why not in ("None", "", "NonZeroExitCode") and not status and phase is not Phase.RUNNING:
         message = f"{message}: {why}" if message else why
-    return BatchState(phase, message, name=name)
+    too_wide = phase is Phase.PENDING and bool(_TOO_WIDE.fullmatch(why))
+    return BatchState(phase, message, name=name, too_wide=too_wide)
