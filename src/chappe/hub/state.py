@@ -164,6 +164,7 @@ def _merge(into: Effects, more: Effects) -> None:
     into.agents |= more.agents
     into.revoked |= more.revoked
     into.acts |= more.acts
+    into.queues |= more.queues
     into.unsettled = into.unsettled or more.unsettled
     into.due = into.due or more.due
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 NEWEST_AT = sql("SELECT created_at FROM job ORDER BY n DESC LIMIT 1")
 
+HUB = sql("SELECT incarnation, commit_no, next_job, next_position, next_lease FROM hub")
+
 LEASED = sql(f"SELECT {COLUMNS} FROM job WHERE session IS NOT NULL")
 
 
@@ -66,6 +68,9 @@ class Catalog:
     incarnation: int
     commit_no: int
     next_job: int
+    #: Of the bus: where the next message goes, and the number of the next lease.
+    next_position: int
+    next_lease: int
     #: When the newest Job was created: listings count on times that rise with the numbers.
     newest_at: float
     next_seq: dict[int, int]
@@ -118,12 +123,14 @@ def app_entry(view: AppView) -> AppEntry:
 
 def load(conn: Connection) -> Catalog:
     """Read the whole cache: small tables, and of the Jobs only those that are leased."""
-    hub = conn.execute(sql("SELECT incarnation, commit_no, next_job FROM hub")).one()
+    hub = conn.execute(HUB).one()
     projects = conn.execute(sql("SELECT n, next_seq FROM project"))
     catalog = Catalog(
         hub[0],
         hub[1],
         hub[2],
+        hub[3],
+        hub[4],
         conn.execute(NEWEST_AT).scalar() or 0.0,
         {row[0]: row[1] for row in projects},
         {},

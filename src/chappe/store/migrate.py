@@ -16,7 +16,7 @@ from chappe.core.errors import Unavailable
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0011"
+HEAD = "0012"
 
 
 def current(path: Path) -> str | None:

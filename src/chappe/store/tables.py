@@ -19,11 +19,11 @@ from sqlalchemy import (
 )
 
 from chappe.core.states import LEASED, PHASE, TRANSITIONS, State, legal_updates
-from chappe.store import journal_tables, series_tables, simulation_tables
+from chappe.store import bus_tables, journal_tables, series_tables, simulation_tables
 from chappe.store.dialect import Integer, Text
 from chappe.store.schema import metadata, partial
 
-__all__ = ["journal_tables", "metadata", "series_tables", "simulation_tables"]
+__all__ = ["bus_tables", "journal_tables", "metadata", "series_tables", "simulation_tables"]
 
 #: The states that most rows pass come first: these conditions are evaluated for every row written.
 _HOT = [State.RUNNING, State.RUN_DONE, State.JOB_FINISHED, State.PREPROCESSED]
@@ -52,6 +52,8 @@ hub = Table(
     Column("incarnation", Integer, nullable=False),
     Column("commit_no", Integer, nullable=False),
     Column("next_job", Integer, nullable=False),
+    Column("next_position", Integer, nullable=False, server_default="1"),
+    Column("next_lease", Integer, nullable=False, server_default="1"),
     CheckConstraint("n = 1", name="one_row"),
 )
 

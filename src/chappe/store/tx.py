@@ -7,8 +7,9 @@ statement each when the group commits. If anything fails, all of it is rolled ba
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import msgspec
@@ -97,6 +98,22 @@ INSERT_EVENTS = Insert(
     "event", "project seq kind job old new attempt epoch occurred_at received_at data"
 )
 
+INSERT_LOG = Insert("bus_log", "position project topic body published_at")
+INSERT_DELIVERIES = Insert(
+    "bus_delivery", "queue position project state until lease tries since died_at reason"
+)
+
+ADD_TALLIES = sql("""
+    INSERT INTO bus_queue (name, arrived, acked, retried, lost, died, revived, forgotten)
+    SELECT v.name, v.arrived, v.acked, v.retried, v.lost, v.died, v.revived, v.forgotten
+    FROM rows(:rows, name text, arrived int, acked int, retried int, lost int, died int, revived int,
+              forgotten int) v WHERE true
+    ON CONFLICT (name) DO UPDATE SET
+        arrived = bus_queue.arrived + excluded.arrived, acked = bus_queue.acked + excluded.acked,
+        retried = bus_queue.retried + excluded.retried, lost = bus_queue.lost + excluded.lost,
+        died = bus_queue.died + excluded.died, revived = bus_queue.revived + excluded.revived,
+        forgotten = bus_queue.forgotten + excluded.forgotten""")
+
 ADD_COUNTS = sql("""
     INSERT INTO counter (project, site, app, state, count)
     SELECT v.project, v.site, v.app, v.state, v.count
@@ -110,7 +127,8 @@ SET_SEQ = sql("""
     UPDATE project SET next_seq = v.seq FROM rows(:rows, n int, seq int) v WHERE project.n = v.n""")
 
 SET_COMMIT = sql("""
-    UPDATE hub SET commit_no = :commit_no, incarnation = :incarnation, next_job = :next_job""")
+    UPDATE hub SET commit_no = :commit_no, incarnation = :incarnation, next_job = :next_job,
+    next_position = :next_position, next_lease = :next_lease""")
 
 FORGET_AGENTS = sql("UPDATE site SET agent = :nobody")
 
@@ -135,8 +153,22 @@ class Effects:
     agents: set[int] = field(default_factory=set)
     revoked: set[str] = field(default_factory=set)
     acts: set[int] = field(default_factory=set)
+    queues: set[str] = field(default_factory=set)
     unsettled: bool = False
     due: bool = False
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was done with a queue: how its counts change."""
+
+    arrived: int = 0
+    acked: int = 0
+    retried: int = 0
+    lost: int = 0
+    died: int = 0
+    revived: int = 0
+    forgotten: int = 0
 
 
 class Tx:
@@ -156,6 +188,9 @@ class Tx:
         self._moves: dict[tuple[int, int, str, str, str], int] = {}
         self._shapes: set[int] = set()
         self._at_end: dict[Callable[[Tx], None], None] = {}
+        self._log: list[tuple[Any, ...]] = []
+        self._deliveries: list[tuple[Any, ...]] = []
+        self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
 
     # -- statements --------------------------------------------------------------------------------
 
@@ -273,6 +308,34 @@ class Tx:
         key = (project, site, app, state)
         self._counts[key] = self._counts.get(key, 0) + n
 
+    def published(
+        self, project: int, topic: str, body: str, queues: Sequence[str], delay_s: float
+    ) -> int:
+        """Append a message to the bus's log, and deliver it to queues; its position (see store.queues)."""
+        self.dirty = True
+        position = self.catalog.next_position
+        self.catalog.next_position = position + 1
+        self._log.append((position, project, topic, body, self.now))
+        state, until = ("delayed", self.now + delay_s) if delay_s > 0 else ("ready", None)
+        since = self.now if until is None else until
+        for queue in queues:
+            row = (queue, position, project, state, until, 0, 0, since, None, None)
+            self._deliveries.append(row)
+            self.tally(queue).arrived += 1
+        return position
+
+    def tally(self, queue: str) -> Tally:
+        """The counts of a queue, to be changed. Something may be there for its consumers."""
+        self.effects.queues.add(queue)
+        return self._tallies[queue]
+
+    def next_lease(self) -> int:
+        """The number of a lease that was never given before."""
+        self.dirty = True
+        lease = self.catalog.next_lease
+        self.catalog.next_lease = lease + 1
+        return lease
+
     def waiting(self, shape_n: int, n: int) -> None:
         """Change how many Jobs of a Shape could be granted now; new ones wake its Sites."""
         entry = self.catalog.shapes[shape_n]
@@ -355,12 +418,17 @@ class Tx:
         self.write_rows(SET_WAITING, [(n, self.catalog.shapes[n].waiting) for n in self._shapes])
         seqs = [(p, self.catalog.next_seq[p]) for p in self.effects.events]
         self.write_rows(SET_SEQ, seqs)
+        self.insert(INSERT_LOG, self._log)
+        self.insert(INSERT_DELIVERIES, self._deliveries)
+        self.write_rows(ADD_TALLIES, [(q, *astuple(t)) for q, t in self._tallies.items()])
         self.catalog.commit_no += 1
         self.write(
             SET_COMMIT,
             commit_no=self.catalog.commit_no,
             incarnation=self.catalog.incarnation,
             next_job=self.catalog.next_job,
+            next_position=self.catalog.next_position,
+            next_lease=self.catalog.next_lease,
         )
 
 
