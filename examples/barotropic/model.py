@@ -2,7 +2,8 @@
 
 The run proceeds in segments of a few model days. Each ends with one history file and then a restart
 file, both written atomically; a run that finds a restart file continues from it, and ends with the
-same bits as one that was never interrupted. Standard output has one line per model day.
+same bits as one that was never interrupted. Standard output has one line per model day; report.py tells
+more, to a hub.
 
 Exit status: 0 done, 2 the arguments or the restart file do not fit, 3 the run blew up.
 """
@@ -15,6 +16,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import report
 from barotropic import (
     DAY_S,
     BlowUpError,
@@ -50,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"model.py: {error}", file=sys.stderr)
         return EXIT_USAGE
     try:
-        _run(model, options, identity)
+        with report.simulation(model, identity, options.days) as told:
+            _run(model, options, identity, told)
     except BlowUpError as error:
         print(f"model.py: {error}", file=sys.stderr)
         return EXIT_BLOW_UP
@@ -149,29 +152,37 @@ def _initial_vorticity(options: argparse.Namespace, grid: Grid) -> Spectrum:
     return random_vorticity(grid, options.seed, rms_speed=options.rms_speed)
 
 
-def _run(model: Model, options: argparse.Namespace, identity: Identity) -> None:
+def _run(
+    model: Model, options: argparse.Namespace, identity: Identity, told: report.Report
+) -> None:
     day = round(model.time_s / DAY_S)
     while day < options.days:
         first, day = day, min(day + options.segment_days, options.days)
         history = History()
         if first == 0:
-            history.append(model)
-        _run_segment(model, day, options, history)
+            _record(model, history, told)
+        _run_segment(model, day, options, history, told)
         # The restart file comes last: a run killed between the two repeats the segment and
         # writes the same history file again.
         history.write(options.out / f"history_{first:04d}-{day:04d}.nc", model, identity)
         save_restart(options.out / RESTART, model, identity)
+        told.segment(first, day)
+
+
+def _record(model: Model, history: History, told: report.Report) -> None:
+    history.append(model)
+    told.record(model)
 
 
 def _run_segment(
-    model: Model, last_day: int, options: argparse.Namespace, history: History
+    model: Model, last_day: int, options: argparse.Namespace, history: History, told: report.Report
 ) -> None:
     steps_per_day = round(DAY_S / options.dt)
     steps_per_record = round(options.output_hours * 3600 / options.dt)
     while model.step_number < last_day * steps_per_day:
         model.step()
         if model.step_number % steps_per_record == 0:
-            history.append(model)
+            _record(model, history, told)
         if model.step_number % steps_per_day == 0:
             print(
                 f"day {model.step_number // steps_per_day:3d}/{options.days}"
