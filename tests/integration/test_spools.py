@@ -109,6 +109,19 @@ async def test_messages_go_in_order_and_once(rig: Rig) -> None:
     assert max(len(body.splitlines()) for body in rig.hub.bodies) <= spools.BATCH_MESSAGES
 
 
+async def test_a_file_that_grows_while_it_is_read_is_read_once(rig: Rig) -> None:
+    emitter = rig.emitter()
+
+    def write() -> None:
+        for n in range(5000):
+            emitter.message("log", n=n)
+
+    async with rig.running():
+        await asyncio.to_thread(write)
+        await rig.until(lambda: len(rig.hub.values) >= 5000)
+    assert rig.hub.values == list(range(5000))
+
+
 async def test_the_scan_alone_does(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Inotify, "watch", lambda self, directory: None)
     emitter = rig.emitter()

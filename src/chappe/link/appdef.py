@@ -21,6 +21,8 @@ from chappe.link.results import media_of
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _RESERVED_ENV = "CHAPPE_"
+#: How a simulation reports is for whoever runs it to say.
+_FREE_ENV = "CHAPPE_EMIT_"
 
 
 def _doc(text: str) -> msgspec.Meta:
@@ -228,7 +230,7 @@ def _check_env(app: App) -> None:
         for name in names:
             if not _ENV_NAME.fullmatch(name):
                 raise Invalid(f"{name[:60]!r} is no environment variable's name", field=field)
-            if name.startswith(_RESERVED_ENV):
+            if name.startswith(_RESERVED_ENV) and not name.startswith(_FREE_ENV):
                 raise Invalid(f"{name}: names that begin with CHAPPE_ are ours", field=field)
     for name, value in app.env.items():
         if "\0" in value:

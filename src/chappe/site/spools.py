@@ -170,7 +170,8 @@ class Spools:
             if self._done.get(path) == seen:
                 continue
             try:
-                part = self._part(path, seen, room)
+                # Anew: a batch may read further than the look that found the file.
+                part = self._part(path, now, room) if (now := _seen(path)) else None
             except OSError as e:
                 self._complain(path, str(e))
                 part = None
