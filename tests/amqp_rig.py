@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
-from collections.abc import AsyncGenerator, Iterable, Mapping
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,10 +160,19 @@ def message(uid: str, **fields: Any) -> bytes:
     return msgspec.json.encode(said | fields)
 
 
+def start(uid: str) -> bytes:
+    """A message that a simulation of its own starts."""
+    ids = {"simuid": str(uuid.uuid5(uuid.NAMESPACE_OID, uid)), "jobuid": f"job-{uid}"}
+    return message(uid, msgCode="0000", name=uid, **ids)
+
+
 class Producer:
     """A program that keeps what it says until the broker has confirmed it, and then says it no more."""
 
-    def __init__(self, place: AmqpPlace, account: str) -> None:
+    def __init__(
+        self, place: AmqpPlace, account: str, said: Callable[[str], bytes] | None = None
+    ) -> None:
+        self._said = said or message
         self._place = place
         self._account = account
         self._numbers = itertools.count(1)
@@ -180,13 +190,25 @@ class Producer:
             if spool:
                 await asyncio.sleep(0.1)
 
+    def await_stored(self, hub: RunningHub) -> None:
+        """Wait until the journal has what was confirmed; then check that it has each message once."""
+
+        def uids() -> list[str]:
+            return [row[0] for row in sql(hub, "SELECT uid FROM message ORDER BY n")]
+
+        until(lambda: self.confirmed <= set(uids()), "what was confirmed is stored", 90.0)
+        assert len(uids()) == len(set(uids()))
+        numbers = [n for (n,) in sql(hub, "SELECT n FROM message ORDER BY n")]
+        assert numbers == [*range(1, len(numbers) + 1)]
+        assert sql(hub, "SELECT count(*) FROM quarantine") == [(0,)]
+
     async def _drain(
         self, channel: AbstractChannel, spool: list[list[str]], pause_s: float
     ) -> None:
         exchange = await channel.get_exchange(topology.PRIMARY, ensure=False)
         key = topology.routing_key("prod", self._account, "libigcm", "monitoring", "7000")
         while spool:
-            body = b"\n".join(map(message, spool[0]))
+            body = b"\n".join(self._said(uid) for uid in spool[0])
             properties: dict[str, Any] = {
                 "user_id": self._account,
                 "content_type": LINES,

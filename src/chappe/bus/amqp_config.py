@@ -8,11 +8,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from chappe.bus.amqp_topology import MODES
 from chappe.core.errors import Invalid
 from chappe.link.files import read_private
 
-#: Where a test may kill the door (here, because this module needs no AMQP library).
-CRASH_POINTS = ("hub.amqp_kept",)
+#: Where a test may kill the door and the outlet (here, because this module needs no AMQP library).
+CRASH_POINTS = ("hub.amqp_kept", "hub.amqp_published")
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 _OWN_MACHINE = frozenset(("127.0.0.1", "::1", "localhost"))
@@ -30,6 +31,10 @@ class Outlet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     projects: tuple[str, ...]
     mode: str = "prod"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"`mode` is one of {' '.join(MODES)}")
 
 
 class Amqp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +77,11 @@ class Amqp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def external(self) -> bool:
         """Whether the log-in is by certificate."""
         return bool(self.cert_file)
+
+    @property
+    def user(self) -> str:
+        """The account, as far as it is known here; the broker finds that of a certificate."""
+        return urlsplit(self.urls[0]).username or ""
 
     def password(self) -> str:
         """The password. Raises Invalid when its file cannot be read, or is open to others."""

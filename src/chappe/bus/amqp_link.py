@@ -149,7 +149,11 @@ class Link:
             # The next node of a cluster is tried after each failure, whoever's fault it was.
             self.standing.connections += 1
             if trouble != self.standing.trouble:
-                log.warning("the broker is not there", link=self._name, trouble=trouble)
+                log.warning(
+                    "the link to the broker failed, and is made anew",
+                    link=self._name,
+                    trouble=trouble,
+                )
             self.standing.trouble = trouble
             await _sleep(stopping, jitter_s(failures, FIRST_S, MOST_S))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 
 from aiormq.abc import DeliveredMessage
 
@@ -10,9 +12,11 @@ from chappe.bus import amqp_door
 from chappe.bus.amqp_config import Amqp
 from chappe.bus.amqp_door import Door, Owners
 from chappe.bus.amqp_link import Link
+from chappe.bus.amqp_outlet import Publisher
 from chappe.hub.state import Hub
-from chappe.store import owners
+from chappe.store import outlet, owners
 from chappe.store.journal import MAIN, Item
+from chappe.store.outlet import Due, Project
 
 
 def loops(config: Amqp) -> list[Callable[[Hub], Awaitable[None]]]:
@@ -21,7 +25,15 @@ def loops(config: Amqp) -> list[Callable[[Hub], Awaitable[None]]]:
     async def amqp_door(hub: Hub) -> None:
         await _door(hub, config)
 
-    return [amqp_door] if config.accounts else []
+    async def amqp_outlet(hub: Hub) -> None:
+        assert config.outlet is not None  # noqa: S101 - looked at below
+        publisher = Publisher(config.outlet, _Log(hub, config.outlet.projects), config.user)
+        await Link(config, "chappe outlet").run(publisher.work, hub.stopping)
+
+    return [
+        *([amqp_door] if config.accounts else []),
+        *([amqp_outlet] if config.outlet is not None else []),
+    ]
 
 
 async def _door(hub: Hub, config: Amqp) -> None:
@@ -39,3 +51,27 @@ async def _door(hub: Hub, config: Amqp) -> None:
 
     door = Door(config, whose, hub.intake.take, decode)
     await Link(config, "chappe door").run(door.work, hub.stopping)
+
+
+class _Log:
+    """The Hub's EventLog, as the outlet reads it (EventLog)."""
+
+    def __init__(self, hub: Hub, names: Sequence[str]) -> None:
+        self._hub = hub
+        self._names = names
+
+    async def projects(self) -> list[Project]:
+        return await self._hub.read(outlet.projects, self._names)
+
+    async def place(self, project: int) -> int:
+        return await self._hub.read(outlet.place, project)
+
+    async def due(self, project: int, after: int, most: int) -> Due:
+        head = self._hub.store.head(project)
+        return await self._hub.read(outlet.due, project, after, head, most)
+
+    async def move(self, project: int, seq: int) -> None:
+        await self._hub.write(outlet.move, project, seq)
+
+    def told(self, projects: Sequence[int]) -> AbstractContextManager[asyncio.Event]:
+        return self._hub.streams.listen(projects)

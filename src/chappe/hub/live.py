@@ -10,7 +10,8 @@ Streams that look for the same from the same position share one read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -100,6 +101,18 @@ class Streams:
             for ear in self._open.get(project, ()):
                 if not ear.final or project in ended:
                     ear.more.set()
+
+    @contextmanager
+    def listen(self, projects: Iterable[int]) -> Iterator[asyncio.Event]:
+        """Something that is set whenever one of these projects (row numbers) has new Events."""
+        ear = _Ear("", False)
+        for project in projects:
+            self._open.setdefault(project, set()).add(ear)
+        try:
+            yield ear.more
+        finally:
+            for project in projects:
+                self._open[project].discard(ear)
 
     def stop(self) -> None:
         """Wake all streams, so that they see that the Hub stops."""

@@ -105,6 +105,12 @@ def page(
     return [_event(row) for row in kept], scanned
 
 
+def after(conn: Connection, project: int, seq: int, head: int, most: int) -> list[Event]:
+    """Up to `most` Events of a project (row number) with seq < theirs ≤ head, of all kinds."""
+    params = {"project": project, "after": seq, "head": head, "most": most}
+    return [_event(row) for row in conn.execute(PAGE, params)]
+
+
 def _passes(row: Any, f: EventFilter) -> bool:
     if f.kinds and row[1] not in f.kinds:
         return False

@@ -128,3 +128,13 @@ mailbox = Table(
     Column("read_at", Float, nullable=False),
     sqlite_with_rowid=False,
 )
+
+#: Up to where the Events of a project were published at a broker, and confirmed.
+outlet = Table(
+    "outlet",
+    metadata,
+    Column("project", Integer, primary_key=True, autoincrement=False),
+    Column("seq", Integer, nullable=False),
+    Column("moved_at", Float, nullable=False),
+    sqlite_with_rowid=False,
+)
