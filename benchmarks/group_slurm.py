@@ -29,6 +29,7 @@ NODES = 4
 CORES = 16
 IDLE_S = 5.0
 STEP = 500
+STATUS_S = 15.0
 KILL_EVERY_S = 20.0
 WITHIN_S = 1_200.0
 SLEEP = """\
@@ -70,7 +71,10 @@ def _bed(
             "paris", keep=0, slots=CORES, cores=CORES, wall_s=3_000.0, idle_s=IDLE_S
         )
         (site.paths.apps / "sleep.toml").write_text(SLEEP)
-        site.configure("scheduler", kind="slurm", status_interval_s=60.0, status_fast_s=15.0)
+        site.configure("scheduler", kind="slurm", queue="debug")
+        site.configure("scheduler", status_interval_s=60.0, status_fast_s=STATUS_S)
+        with site.paths.config.open("a") as toml:
+            toml.write("\n[policy.queues.debug]\nnodes_max = 1\n")
         site.configure("policy", submissions_per_s=1.0, submissions_burst=NODES)
         if elastic:
             facts = {"policy": "fit", "maximum": NODES, "node_cores": CORES, "wall_s": 3_000.0}
@@ -111,7 +115,7 @@ def _many(bench: Bench, slurm: SlurmCluster, directory: Path) -> None:
         taken_s = time.monotonic() - began
         bench.add("slurm.submissions", _calls(site, "submit").calls)
         status = _calls(site, "status").calls
-        bench.add("slurm.status", status / (1 + taken_s // 15.0))
+        bench.add("slurm.status", status / (1 + taken_s // STATUS_S))
         bench.note(
             "slurm.submissions", f"{jobs} jobs in {taken_s:.0f} s; one per job without pilots"
         )
