@@ -154,6 +154,16 @@ def test_a_cgroup_of_another_user_and_root_s_own_are_left_alone(kernel: Kernel) 
     assert sorted(kernel.ours.iterdir()) == before
 
 
+def test_a_service_is_left_as_systemd_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel(tmp_path / "cgroup", 2, monkeypatch)
+    service = kernel.ours.rename(kernel.ours.with_name("chappe-agent.service"))
+    before = sorted(service.iterdir())
+    assert Cells.found("me", kernel.root, f"0::/user/{service.name}\n", UID) is None
+    assert sorted(service.iterdir()) == before
+
+
 @pytest.mark.parametrize("own", ["", "0::/\n", "4:memory:/nowhere\n", "nonsense"])
 def test_without_a_cgroup_there_are_none(tmp_path: Path, own: str) -> None:
     assert Cells.found("me", tmp_path, own, UID) is None

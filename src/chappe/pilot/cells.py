@@ -163,6 +163,9 @@ def _places(text: str, root: Path) -> Generator[tuple[Path, _Names]]:
             continue
         place = root / path.lstrip("/")
         place = place.parent if place.name == HOME else place
+        if place.name.endswith(".service"):
+            # systemd could not start it again, as it does with an agent: no process may be there then.
+            continue
         with suppress(OSError):
             if "memory" in (place / "cgroup.controllers").read_text().split():
                 yield place, _V2
