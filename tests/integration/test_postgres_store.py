@@ -228,6 +228,33 @@ def test_a_restart_of_the_server_loses_nothing(
         assert rig.sql("SELECT commit_no FROM hub")[0][0] == rig.store.writer.catalog.commit_no
 
 
+@pytest.mark.parametrize("others", [0, 20])
+def test_a_crash_that_forgets_a_transaction_s_number_is_survived(
+    databases: Databases, postgres: PostgresServer, tmp_path: Path, others: int
+) -> None:
+    """What was not yet on the server's disk never was, its number included: it is given to `others`."""
+    crashes: list[str] = []
+
+    def hook(point: str) -> None:
+        if point == "hub.before_commit" and not crashes:
+            crashes.append(point)
+            postgres.restart(signal.SIGQUIT)
+            for _ in range(others):
+                postgres.sql("SELECT pg_current_xact_id()")
+
+    with StoreRig(PostgresPlace(databases, tmp_path)) as rig:
+        faults.arm(hook)
+        try:
+            rig.store.writer.submit(add, "once").exception(WITHIN_S)
+        finally:
+            faults.arm(None)
+        until(lambda: rig.store.writer.submit(add, "more").exception(WITHIN_S) is None, "not back")
+        rig.place.let_go()
+        assert crashes
+        assert names(rig) >= {"more"}
+        assert rig.sql("SELECT commit_no FROM hub")[0][0] == rig.store.writer.catalog.commit_no
+
+
 def test_leases_and_events_survive_cuts_at_every_commit(rig: StoreRig, relay: Relay) -> None:
     """A Job's whole life, each of its commits met by a cut before or after COMMIT."""
     site = rig.add_site("paris")

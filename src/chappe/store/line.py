@@ -32,7 +32,10 @@ PASSING = frozenset({"40001", "40P01", "55P03", "57014"})
 
 LAST_COMMIT = text("SELECT incarnation, commit_no FROM hub")
 XID = text("SELECT CAST(pg_current_xact_id() AS text)")
-BECAME_OF = text("SELECT pg_xact_status(CAST(:xid AS xid8))")
+#: NULL for a number that the server has not given yet: it crashed, and has forgotten that it did.
+BECAME_OF = text("""
+    SELECT CASE WHEN CAST(:xid AS xid8) < pg_snapshot_xmax(pg_current_snapshot())
+                THEN pg_xact_status(CAST(:xid AS xid8)) END""")
 
 #: One writer to a schema: the number of its advisory lock.
 LOCK_NUMBER = "hashtextextended('chappe writer ' || current_schema(), 0)"
@@ -229,16 +232,22 @@ class PostgresLine(Line):
 
     def _check_last_commit(self, conn: Connection) -> None:
         with conn.begin():
+            last = tuple(conn.execute(LAST_COMMIT).one())
             if self._pending is not None:
                 xid, commit = self._pending
-                if conn.execute(BECAME_OF, {"xid": xid}).scalar_one() == "committed":
+                # After a crash somebody else may have been given the number, and have committed.
+                if last == commit and self._became_of(conn, xid) == "committed":
                     self._certain = commit
                 self._pending = None
-            last = tuple(conn.execute(LAST_COMMIT).one())
         if self._certain is not None and last != self._certain:
             raise Superseded(
                 f"the database's last commit is {last}, not {self._certain}: another hub has written"
             )
+
+    @staticmethod
+    def _became_of(conn: Connection, xid: str) -> str | None:
+        status: str | None = conn.execute(BECAME_OF, {"xid": xid}).scalar_one()
+        return status
 
 
 class _Held(Exception):
