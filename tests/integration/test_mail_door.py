@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import smtplib
+import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import msgspec
 import pytest
 
 from chappe.emit import chappe_emit
+from chappe.hub import tls
 from chappe.ingest import mail
 from chappe.testing import mails
+from chappe.testing.daemons import free_ports
 from chappe.testing.hub import HubFailed
 from tests.integration.mail_rig import OPEN, SENDER, SIGNED, MailHub
 
@@ -123,6 +127,25 @@ def test_a_mail_may_be_sent_over_https_by_who_answers_for_it(post: MailHub) -> N
     verdicts = post.ask("POST", "/v1/messages", raw, content_type="message/rfc822")["verdicts"]
     assert [v["verdict"] for v in verdicts] == ["stored"] * 3
     assert post.send(raw) == (250, "2.0.0 3 duplicate")
+
+
+def test_mail_is_taken_over_tls_where_there_is_a_certificate(
+    tmp_path: Path,
+) -> None:
+    made = tls.files(tmp_path, None, None, time.time())
+    (port,) = free_ports(1)
+    listen = f'kind = "smtp"\nport = {port}\ntls_cert = "{made.cert}"\ntls_key = "{made.key}"'
+    rig = MailHub(tmp_path / "hub", f"\n[[listen]]\n{listen}\n")
+    try:
+        with smtplib.SMTP("localhost", port) as client:
+            client.starttls(context=ssl.create_default_context(cafile=made.ca))
+            client.sendmail(SENDER, [OPEN], mails.mail([mails.message("1000")]))
+        assert len(rig.raws()) == 1
+        with smtplib.SMTP("127.0.0.1", rig.smtp_port) as plain:
+            plain.ehlo()
+            assert not plain.has_extn("starttls")
+    finally:
+        rig.close()
 
 
 def test_a_storm_of_3719_messages_is_one_answer(post: MailHub) -> None:

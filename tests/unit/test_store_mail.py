@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from chappe.core.errors import Invalid
-from chappe.store import mail, producers
+from chappe.store import mail, producers, tokens
 from chappe.store.journal import MAIN
 from chappe.store.mail import Owner, Place
 from chappe.testing.store import StoreRig
@@ -24,7 +26,7 @@ def test_a_source_belongs_to_a_project_and_a_producer_that_are_there(rig: StoreR
     assert rig.store.read(mail.owner, name, "model").producer != MAIN
 
 
-def test_only_a_producers_token_that_counts_signs(rig: StoreRig) -> None:
+def test_only_a_token_that_counts_and_may_send_signs(rig: StoreRig) -> None:
     made = rig.do(producers.add, rig.user, NewProducer("model", expires_in_s=100.0))
     assert made.token is not None
     prefix, now = made.token.split("_")[2], rig.clock()
@@ -33,7 +35,12 @@ def test_only_a_producers_token_that_counts_signs(rig: StoreRig) -> None:
     name = rig.sql("SELECT name FROM project")[0][0]
     assert signer.owner == rig.store.read(mail.owner, name, "model")
     assert rig.store.read(mail.signer, prefix, now + 101) is None
-    assert rig.store.read(mail.signer, rig.user.token_prefix, now) is None
+    owner = rig.store.read(mail.signer, rig.user.token_prefix, now)
+    assert owner is not None
+    assert owner.owner == Owner(rig.user.project_n, MAIN)
+    _, viewer = rig.do(partial(tokens.issue, role="viewer"), "user", rig.user.project_n)
+    assert rig.store.read(mail.signer, viewer, now) is None
+    assert rig.store.read(mail.signer, "nobodyhasit1", now) is None
     rig.do(producers.remove, rig.user, "model")
     assert rig.store.read(mail.signer, prefix, now) is None
 

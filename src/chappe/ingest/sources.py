@@ -27,7 +27,7 @@ def credited(
         words = "this source takes signed mail only, and no token signed this one"
         return owner, [whole(raw, "unsigned", words)]
     if signer is None or not genuine(letter, signer.digest):
-        words = "its signature is not that of a producer's token, or the mail was changed"
+        words = "its signature is not that of a token that may send, or the mail was changed"
         return owner, [whole(raw, "bad_signature", words)]
     if not letter.files:
         return signer.owner, list(letter.lines)

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
+from chappe.core.access import RULES, reach
 from chappe.core.errors import Invalid
 from chappe.store.dialect import sql
 from chappe.store.journal import MAIN
+from chappe.store.principal import holder
 from chappe.store.tx import Tx
 
 #: A project's own producer, which has no row.
@@ -19,11 +21,6 @@ PROJECT = sql("SELECT n FROM project WHERE name = :name")
 PRODUCER = sql(
     "SELECT n FROM producer WHERE project = :project AND name = :name AND removed_at IS NULL"
 )
-
-SIGNER = sql("""
-    SELECT t.hash, t.project, t.producer, t.expires_at FROM token t
-    JOIN producer p ON p.n = t.producer AND p.removed_at IS NULL
-    WHERE t.prefix = :prefix AND t.scope = 'producer' AND t.revoked_at IS NULL""")
 
 READ = sql("""
     SELECT uid FROM mailbox WHERE source = :source AND mailbox = :mailbox AND folder = :folder
@@ -77,11 +74,16 @@ def owner(conn: Connection, project: str, producer: str) -> Owner:
 
 
 def signer(conn: Connection, prefix: str, now: float) -> Signer | None:
-    """Whose token has this prefix; None when there is none that counts."""
-    row = conn.execute(SIGNER, {"prefix": prefix}).one_or_none()
-    if row is None or (row.expires_at is not None and row.expires_at <= now):
+    """Whose messages the token with this prefix may send; None when there is none that may."""
+    found = holder(conn, prefix)
+    if found is None:
         return None
-    return Signer(row.hash, Owner(row.project, row.producer))
+    digest, p = found
+    if p.expires_at is not None and p.expires_at <= now:
+        return None
+    if reach(RULES["POST /v1/messages"], p.parties) is None:
+        return None
+    return Signer(digest, Owner(p.project_n, MAIN if p.producer_n is None else p.producer_n))
 
 
 def read_up_to(conn: Connection, place: Place) -> int:

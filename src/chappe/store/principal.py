@@ -11,8 +11,9 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from chappe.core.access import Party
 from chappe.core.errors import SessionDead
@@ -121,6 +122,20 @@ def find(conn: Connection, token: str) -> Principal | None:
         return None
     if row.session_state == "dead":
         raise SessionDead("this session was proven dead; what it held is no longer its own")
+    return _principal(row)
+
+
+def holder(conn: Connection, prefix: str) -> tuple[str, Principal] | None:
+    """What is stored of the token with this prefix, and whom it stands for, as `find` says it: for who has
+    seen something that only the token's holder can make, and not the token."""
+    row = conn.execute(FIND, {"prefix": prefix}).one_or_none()
+    if row is None or row.session_state == "dead":
+        return None
+    found = _principal(row)
+    return None if found is None else (row.hash, found)
+
+
+def _principal(row: Row[Any]) -> Principal | None:
     if row.revoked_at or row.disabled_at or row.producer_removed_at:
         return None
     if row.scope == "user" and row.role is None and not row.admin:
