@@ -16,7 +16,7 @@ from chappe.core.errors import Unavailable
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0012"
+HEAD = "0013"
 
 
 def current(path: Path) -> str | None:

@@ -7,8 +7,8 @@ from alembic import op
 
 from chappe.store.dialect import Integer
 
-revision = "0012"
-down_revision = "0011"
+revision = "0013"
+down_revision = "0012"
 
 
 def upgrade() -> None:
