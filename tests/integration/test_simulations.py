@@ -206,3 +206,25 @@ def test_a_scenario_decodes(place: Place) -> None:
     verdicts = send(place, made.arriving())
     assert {v["verdict"] for v in verdicts} == {"duplicate"}
     assert all(decode(raw_).simulation for raw_ in made.arriving())
+
+
+def test_what_it_said_and_measured(place: Place) -> None:
+    tell(place, "simulation.started", "measured", jobWarningDelay="NONE")
+    for step in range(3):
+        tell(place, "metric", "measured", name="energy", value=step + 0.5, step=step)
+    tell(place, "metric", "measured", name="mass", value=7)
+    with place.client() as client:
+        simulation = client.simulation("measured")
+        said = simulation.messages()
+        assert [m.type for m in said] == ["metric"] * 4 + ["simulation.started"]
+        metrics = simulation.metrics()
+        assert metrics.names == ["energy", "mass"]
+        assert [one.count for one in simulation.metrics(["energy"])] == [3]
+    frame = metrics.to_pandas()
+    assert sorted(frame[frame.name == "energy"]["mean"]) == [0.5, 1.5, 2.5]
+    data = metrics.to_xarray()
+    assert sorted(data["energy"].values) == [0.5, 1.5, 2.5]
+    assert float(data["mass"].sum()) == 7
+    assert str(data["mass_at"].values[0]).startswith("2026-01-01T00:00:00")
+    listed = place.chappe("sim", "messages", "measured", "--limit", "2").stdout
+    assert listed.count("metric") == 2

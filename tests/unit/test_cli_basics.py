@@ -41,7 +41,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "hub": "backup restore start",
         "job": "cancel count hold logs ls release result retry rm show stats submit update watch",
         "session": "end ls",
-        "sim": "card jobs ls purge show watch",
+        "sim": "card jobs ls messages purge show watch",
         "site": "accept check init key keys ls policy rm start status stop token",
         "site service": "install remove show",
         "message": "import ls quarantine requeue show stats verify",

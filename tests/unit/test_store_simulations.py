@@ -228,3 +228,20 @@ def test_a_projection_can_be_made_again(rig: StoreRig) -> None:
     rig.do(simulations.project, rig.user.project_n, 0, told[::-1], rig.clock())
     after = [tuple(r) for r in rig.sql(rows)]
     assert [r[:5] for r in after] == [r[:5] for r in before]
+
+
+def test_l2_what_cannot_be_applied_is_not_acknowledged(
+    rig: StoreRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of a handler was acknowledged all the same: the message was kept, and its effects were not."""
+
+    def fails(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal, "PROJECTIONS", [*journal.PROJECTIONS, fails])
+        with pytest.raises(OSError, match="disk"):
+            accept(rig, [tell("simulation.started", 1)])
+    assert rig.sql("SELECT 1 FROM message") == rig.sql("SELECT 1 FROM simulation") == []
+    accept(rig, [tell("simulation.started", 1)])
+    assert [tuple(r) for r in rig.sql("SELECT uid, messages FROM simulation")] == [("S", 1)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chappe.cli.output import Out, ago, short_ids, when, with_output
+from chappe.cli.output import Out, ago, short_ids, span, when, with_output
 
 if TYPE_CHECKING:
     from chappe import Event, Simulation, SimulationJobView, SimulationView
@@ -169,6 +169,31 @@ def _job(job: SimulationJobView, id: str) -> tuple[str, ...]:
         str(job.commands or ""),
         str(job.actions or ""),
         f"job {job.job}" if job.job else post or job.scheduler_id,
+    )
+
+
+@command.command()
+@click.argument("sim")
+@click.option("-n", "--limit", type=click.IntRange(1), default=50, help="At most so many (50).")
+@_producer
+@with_output
+def messages(out: Out, sim: str, limit: int, producer: str | None) -> None:
+    """List what a simulation said, newest first; `chappe message ls` has more filters."""
+    with out.client() as client:
+        found = client.simulation(sim, producer).messages(limit)
+    out.many(
+        found,
+        ("N>", "SAID!", "TOOK>", "TYPE!", "CODE!", "JOB", "UID"),
+        lambda m: (
+            str(m.n),
+            when(m.at or None),
+            span(max(0.0, m.received_at - m.at)) if m.at else "",
+            m.type,
+            m.code,
+            m.job,
+            m.uid,
+        ),
+        "no messages",
     )
 
 

@@ -7,7 +7,7 @@ same id, `producer` says which is meant; `main` is the project itself.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
@@ -15,7 +15,9 @@ from chappe.core import limits
 from chappe.sdk.engine import Engine
 from chappe.sdk.errors import Ambiguous, NotFound
 from chappe.sdk.loop import Loop
+from chappe.sdk.series import Metrics
 from chappe.wire.events import Event
+from chappe.wire.messages import MessageView
 from chappe.wire.simulations import (
     CardView,
     FactPage,
@@ -130,6 +132,15 @@ class AsyncSimulation:
         """What its jobs read and wrote, in the order of arrival."""
         return await self._facts("/actions")
 
+    async def messages(self, limit: int = 1_000) -> list[MessageView]:
+        """Its messages, at most `limit`, the newest first."""
+        return await self._engine.messages.ls(limit, simulation=self.uid, producer=self.producer)
+
+    async def metrics(self, names: Sequence[str] = (), *, buckets: int = 500) -> Metrics:
+        """Its scalar series, each in at most so many points."""
+        series = await self._engine.messages.series(self.uid, names=names, buckets=buckets)
+        return Metrics([one for one in series if self.producer in (None, one.producer)])
+
     async def card(self) -> str:
         """Its configuration card. Raises NotFound when it sent none."""
         return (await self._get("/card", CardView)).text
@@ -195,6 +206,14 @@ class Simulation:
     def actions(self) -> list[FactView]:
         """What its jobs read and wrote, in the order of arrival."""
         return self._loop.run(self._simulation.actions())
+
+    def messages(self, limit: int = 1_000) -> list[MessageView]:
+        """Its messages, at most `limit`, the newest first."""
+        return self._loop.run(self._simulation.messages(limit))
+
+    def metrics(self, names: Sequence[str] = (), *, buckets: int = 500) -> Metrics:
+        """Its scalar series, each in at most so many points."""
+        return self._loop.run(self._simulation.metrics(names, buckets=buckets))
 
     def card(self) -> str:
         """Its configuration card. Raises NotFound when it sent none."""
