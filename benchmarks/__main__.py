@@ -22,10 +22,21 @@ from benchmarks.machine import describe, in_words
 #: Groups in the order in which they run: each is a module with `run(bench)`.
 GROUPS = (
     *("create", "sync", "crowd", "idle", "latency", "spawn", "functions"),
-    *("million", "filters", "hands", "sites", "elastic", "slurm", "fronts", "mail", "postgres"),
+    *(
+        "million",
+        "filters",
+        "hands",
+        "sites",
+        "elastic",
+        "slurm",
+        "fronts",
+        "mail",
+        "amqp",
+        "postgres",
+    ),
 )
 #: Run only when named: for whoever tunes a part.
-EXTRA = ("store_only", "launcher")
+EXTRA = ("store_only", "launcher", "amqp_million")
 
 
 def main(argv: list[str]) -> int:

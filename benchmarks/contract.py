@@ -275,6 +275,13 @@ ROWS: tuple[Row, ...] = (
         2_000,
         at_least=False,
     ),
+    Row(
+        "amqp.confirmed",
+        "messages in envelopes of 100, until RabbitMQ has confirmed them",
+        "msg/s",
+        20_000,
+    ),
+    Row("amqp.applied", "· until a hub has applied such a backlog", "msg/s", 8_000),
     Row("store.create", "store without HTTP: create, decoding and checks included", "jobs/s"),
     Row("store.start", "· starts", "reports/s"),
     Row("store.end", "· ends", "reports/s"),

@@ -66,25 +66,6 @@ def test_everything_from_producers_is_read_by_the_hub() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("pattern", "key", "taken"),
-    [
-        ("*.*.*.*.0000", "prod.u.libigcm.monitoring.0000", True),
-        ("*.*.*.*.0000", "prod.u.libigcm.monitoring.00000", False),
-        ("*.*.*.*.0000", "prod.u.v.libigcm.monitoring.0000", False),
-        ("*.*.*.*.custom.#", "a.b.c.d.custom", True),
-        ("*.*.*.*.custom.#", "a.b.c.d.custom.x.y", True),
-        ("*.*.*.*.custom.#", "a.b.c.d.customs", False),
-        ("#", "a.b", True),
-        ("a.#.b", "a.b", True),
-        ("a.#.b", "a.x.y.b", True),
-        ("*.*.*.*.-1000", "a.b.c.d.-1000", True),
-    ],
-)
-def test_patterns_take_what_a_broker_would(pattern: str, key: str, taken: bool) -> None:
-    assert topology.matches(pattern, key) is taken
-
-
 def test_routing_keys_have_four_words_before_the_type() -> None:
     key = topology.routing_key("prod", "Jean.Dupont@ipsl", "libIGCM", "", "job.period")
     assert key == "prod.jean-dupont@ipsl.libigcm.-.job.period"

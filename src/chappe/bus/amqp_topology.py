@@ -12,9 +12,10 @@ where they are lost with it. A message is published when it is due.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
+
+from chappe.core.topics import matches
 
 if TYPE_CHECKING:
     from pamqp.common import FieldTable
@@ -100,18 +101,6 @@ def routing_key(mode: str, user: str, producer: str, app: str, type: str) -> str
     """The key of a message, in lower case; dots within the first four words become hyphens."""
     words = (word.replace(".", "-") or "-" for word in (mode, user, producer, app))
     return ".".join((*words, type)).lower()
-
-
-def matches(pattern: str, key: str) -> bool:
-    """Whether a topic exchange would pass `key` to a binding of `pattern`."""
-    words = [
-        "[^.]*" if word == "*" else "#" if word == "#" else re.escape(word)
-        for word in pattern.split(".")
-    ]
-    text = r"\.".join(words)
-    # `#` stands for any number of words, none too, and then takes a dot with it.
-    text = text.replace(r"\.#", r"(?:\.[^.]*)*").replace(r"#\.", r"(?:[^.]*\.)*")
-    return re.fullmatch(text.replace("#", ".*"), key) is not None
 
 
 def takers(exchange: str, type: str, queues: Iterable[Queue] = QUEUES) -> Iterator[Queue]:
