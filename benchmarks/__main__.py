@@ -21,7 +21,7 @@ from benchmarks.machine import describe, in_words
 
 #: Groups in the order in which they run: each is a module with `run(bench)`.
 GROUPS = (
-    *("create", "sync", "crowd", "idle", "latency", "spawn", "functions"),
+    *("create", "sync", "crowd", "idle", "latency", "spawn", "emit", "functions"),
     *(
         "million",
         "filters",

@@ -2,7 +2,8 @@
 
 `./run demo` starts a Hub and two Sites, runs twelve members of a barotropic vorticity model (one breaks the
 CFL limit, and must fail), checks those that succeeded against theory where they ran, and draws all in one
-picture. Exit status 0: every Job ended as it should, and every check holds. With `--site slurm` both Sites
+picture. They report while they run, by HTTPS, spool and mail, and nothing of that may be lost. Exit status
+0: every Job ended as it should, and every check holds. With `--site slurm` both Sites
 get allocations from a private Slurm, from none and back to none, and one of them is killed on the way.
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from demo_reports import Outside, all_over, check_energies, follow, verify
 from demo_slurm import SlurmWorld
 from demo_view import Row, View, final_table
 from demo_world import CHAPPE, CODE, World, WorldError
@@ -30,6 +32,7 @@ from chappe import AsyncClient, AsyncJob, ChappeError, Draft, JobView, ResultFil
 sys.path.insert(0, str(CODE))
 import results
 from members import MEMBERS, SITES
+from results import MemberSummary
 
 LIMIT_S = 600.0
 PICTURE = Path(__file__).resolve().parents[1] / ".state" / "ensemble.png"
@@ -63,35 +66,41 @@ class Plan:
             for draft, member in zip(self.members, MEMBERS, strict=True)
         }
 
-    def rows(self) -> dict[str, Row]:
-        """For the live view."""
-        return {d.id: Row(d.name, "|".join(d.template.sites)) for d in self.drafts}
+    def rows(self, outside: Outside) -> dict[str, Row]:
+        """For the live view. Members are simulations, and have the ids of their Jobs."""
+        members = {d.id for d in self.members}
+        rows = {
+            d.id: Row(d.name, "|".join(d.template.sites), reports=d.id in members)
+            for d in self.drafts
+        }
+        return rows | {outside.uid: Row("outside", "by mail", job=False, reports=True)}
 
 
-async def run(world: World, console: Console, output: Path) -> bool:
+async def run(world: World, outside: Outside, console: Console, output: Path) -> bool:
     """Submit, watch, collect, check. Returns whether all is as it should be."""
     async with AsyncClient(config_file=world.config, key=world.key) as client:
         await sites_ready(client, pilots=not isinstance(world, SlurmWorld))
         plan = Plan(client)
+        cursor = await client.cursor()
+        await asyncio.to_thread(outside.start)
         jobs = await client.submit(plan.drafts)
         console.print(f"submitted {len(jobs)} jobs in one signed request\n")
-        killed: list[str] = []
-        view = View(console, plan.rows())
+        view = View(console, plan.rows(outside))
         with view.live():
-            async for event in client.changes(jobs):
-                view.told(event)
-                if isinstance(world, SlurmWorld) and event.new == FINISHED and not killed:
-                    killed.append(await asyncio.to_thread(world.kill_one))
-                    console.print(
-                        f"killed Slurm's job {killed[0]}, an allocation with what runs in it"
-                    )
+            await watch(world, client, view, jobs, cursor)
         views = [await job.refresh() for job in jobs]
         console.print(f"\nall jobs have ended after {time.monotonic() - view.began:.1f} s\n")
         console.print(final_table(views, await client.site_names(), plan.expected))
         right = all(v.state == plan.expected[v.id] for v in views)
         *analyses, picture = jobs[len(plan.members) :]
+        found: list[MemberSummary] = []
         for job in analyses:
-            right = report_checks(console, await result_of(job), job.name) and right
+            right = report_checks(console, await result_of(job), job.name, found) and right
+        ids = {draft.name: draft.id for draft in plan.members}
+        console.print()
+        right = await check_energies(client, console, ids, found) and right
+        right = await verify(client, world, console, len(MEMBERS) + 1) and right
+        right = right_ends(console, view) and right
         png = await result_of(picture)
         if png is not None:
             console.print(f"\npicture: {png.save(output)}", style="bold", soft_wrap=True)
@@ -101,6 +110,38 @@ async def run(world: World, console: Console, output: Path) -> bool:
             calls = ", ".join(f"{kind} {count}" for kind, count in sorted(world.calls().items()))
             console.print(f"no allocation is left; calls to the scheduler: {calls}")
         return right and png is not None
+
+
+async def watch(
+    world: World, client: AsyncClient, view: View, jobs: list[AsyncJob], cursor: str
+) -> None:
+    """Show what happens until all Jobs have ended, and all simulations have said so."""
+    following = asyncio.create_task(follow(client, view, cursor))
+    killed = ""
+    try:
+        async for event in client.changes(jobs):
+            view.told(event)
+            if isinstance(world, SlurmWorld) and event.new == FINISHED and not killed:
+                killed = await asyncio.to_thread(world.kill_one)
+                view.console.print(
+                    f"killed Slurm's job {killed}, an allocation with what runs in it"
+                )
+        await all_over(view)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+def right_ends(console: Console, view: View) -> bool:
+    """Whether each simulation has told the end that its Job had."""
+    wrong = [
+        f"{row.name} is {row.simulation}"
+        for row in view.rows.values()
+        if row.reports and (row.simulation == "error") != (row.phase == "failed")
+    ]
+    for words in wrong:
+        console.print(f"simulation {words}", style="bold red")
+    return not wrong
 
 
 async def sites_ready(client: AsyncClient, *, pilots: bool) -> None:
@@ -124,13 +165,16 @@ async def result_of(job: AsyncJob) -> ResultFile | None:
     return await job.result_file() if job.ok else None
 
 
-def report_checks(console: Console, result: ResultFile | None, name: str) -> bool:
-    """Print a Site's checks against theory; whether all hold and none is missing."""
+def report_checks(
+    console: Console, result: ResultFile | None, name: str, members: list[MemberSummary]
+) -> bool:
+    """Print a Site's checks against theory, and add its members; whether all hold and none is missing."""
     if result is None:
         console.print(f"{name}: no result", style="bold red")
         return False
     with tempfile.TemporaryDirectory() as directory:
         found = results.load(result.save(Path(directory) / "analysis.npz"))
+    members += found.members
     held = sum(check.ok for check in found.checks)
     console.print(
         f"\n{found.site}: {held} of {len(found.checks)} checks against theory hold", style="bold"
@@ -152,9 +196,11 @@ def explain_failure(console: Console, views: list[JobView]) -> None:
 
 
 @contextmanager
-def a_world(console: Console, directory: Path, kind: str) -> Iterator[World]:
-    """The Hub and the Sites, stopped in order whatever happens."""
+def a_world(console: Console, directory: Path, kind: str) -> Iterator[tuple[World, Outside]]:
+    """The Hub, the Sites, and a run outside of them, stopped in order whatever happens."""
     world = SlurmWorld(directory) if kind == "slurm" else World(directory)
+    outside = Outside(directory)
+    world.mail = outside.config
     console.print(world.explanation, style="dim")
     try:
         began = time.monotonic()
@@ -166,8 +212,9 @@ def a_world(console: Console, directory: Path, kind: str) -> Iterator[World]:
             began = time.monotonic()
             world.add_site(site)
             console.print(f"site {site} started after {time.monotonic() - began:.1f} s")
-        yield world
+        yield world, outside
     finally:
+        outside.stop()
         world.stop()
 
 
@@ -188,10 +235,10 @@ def keep(world: World, console: Console) -> None:
         threading.Event().wait()
 
 
-async def limited(world: World, console: Console, output: Path) -> bool:
+async def limited(world: World, outside: Outside, console: Console, output: Path) -> bool:
     """`run`, which must end some day."""
     async with asyncio.timeout(LIMIT_S):
-        return await run(world, console, output)
+        return await run(world, outside, console, output)
 
 
 def main() -> int:
@@ -213,8 +260,8 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="chappe-demo-"))
     good = False
     try:
-        with a_world(console, directory, options.site) as world:
-            good = asyncio.run(limited(world, console, options.output.absolute()))
+        with a_world(console, directory, options.site) as (world, outside):
+            good = asyncio.run(limited(world, outside, console, options.output.absolute()))
             if options.keep:
                 keep(world, console)
     except (ChappeError, WorldError, TimeoutError, RuntimeError) as error:

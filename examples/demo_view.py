@@ -1,7 +1,8 @@
-"""What the demonstration shows: the Jobs while they run, and the table at the end."""
+"""What the demonstration shows: Jobs and simulations while they run, and the table at the end."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,11 +23,14 @@ STYLES = {
     "failed": "bold red",
     "cancelled": "yellow",
 }
+#: How a simulation's state looks.
+SIMULATIONS = {"running": "running", "complete": "finished", "error": "failed"}
 
 
 @dataclass
 class Row:
-    """One Job as the live view knows it; times are seconds since 1970."""
+    """One Job, or one simulation that is none (`job` false), as the live view knows it; times are seconds
+    since 1970. `simulation` is the state of the simulation that it `reports`."""
 
     name: str
     site: str
@@ -35,6 +39,11 @@ class Row:
     started_at: float | None = None
     ended_at: float | None = None
     said: str = ""
+    job: bool = True
+    reports: bool = False
+    simulation: str = ""
+    progress: float | None = None
+    energy: float | None = None
 
     @property
     def seconds(self) -> str:
@@ -42,6 +51,12 @@ class Row:
         if self.started_at is None:
             return ""
         return f"{(self.ended_at or time.time()) - self.started_at:.1f} s"
+
+    @property
+    def told(self) -> str:
+        """How far its simulation has come, and the kinetic energy that it told last."""
+        progress = "" if self.progress is None else f"{self.progress:4.0%}"
+        return f"{progress:>4}" + ("" if self.energy is None else f" {self.energy:6.2f} m2/s2")
 
 
 @dataclass
@@ -51,6 +66,7 @@ class View:
     console: Console
     rows: Mapping[str, Row]
     began: float = field(default_factory=time.monotonic)
+    _heard: asyncio.Event = field(default_factory=asyncio.Event)
 
     def live(self) -> AbstractContextManager[object]:
         """Draws itself anew several times a second, on a terminal."""
@@ -73,20 +89,41 @@ class View:
             line = f"{row.name:<18} {row.state:<16} {row.seconds:>7} {row.said}"
             self.console.print(line.rstrip(), soft_wrap=True, highlight=False)
 
+    def reported(self, event: Event) -> None:
+        """Take what a simulation told."""
+        row = self.rows.get(event.data.get("id", ""))
+        if row is None:
+            return
+        before, row.simulation = row.simulation, event.new or row.simulation
+        row.progress = event.data.get("progress")
+        row.energy = event.data.get("metrics", {}).get("kinetic_energy", row.energy)
+        self._heard.set()
+        if not self.console.is_terminal and before != row.simulation:
+            line = f"{row.name:<18} simulation {row.simulation:<9} {row.told}"
+            self.console.print(line.rstrip(), soft_wrap=True, highlight=False)
+
+    async def heard(self) -> None:
+        """Wait until a simulation has told something more."""
+        self._heard.clear()
+        await self._heard.wait()
+
     def __rich__(self) -> RenderableType:
         table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
         # Fixed widths: what a Job says takes what is left, and no more.
         for name, width in (("Job", 16), ("Site", 14), ("State", 16)):
             table.add_column(name, no_wrap=True, width=width)
         table.add_column("Time", justify="right", no_wrap=True, width=7)
+        table.add_column("Simulation", no_wrap=True, width=19)
         table.add_column("stderr", style="dim")
         for row in self.rows.values():
             state = Text(row.state, STYLES[row.phase])
             # Not the column is kept from wrapping but its text: rich narrows only columns that may wrap.
             said = Text(row.said, no_wrap=True, overflow="ellipsis")
-            table.add_row(row.name, row.site, state, row.seconds, said)
-        done = sum(row.phase in ("finished", "failed", "cancelled") for row in self.rows.values())
-        line = f"{done} of {len(self.rows)} jobs have ended, {time.monotonic() - self.began:.0f} s"
+            told = Text(row.told, STYLES.get(SIMULATIONS.get(row.simulation, ""), ""))
+            table.add_row(row.name, row.site, state if row.job else "", row.seconds, told, said)
+        jobs = [row for row in self.rows.values() if row.job]
+        done = sum(row.phase in ("finished", "failed", "cancelled") for row in jobs)
+        line = f"{done} of {len(jobs)} jobs have ended, {time.monotonic() - self.began:.0f} s"
         return Group(table, Text(line, "bold"))
 
 

@@ -11,10 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from chappe.site.init import CA_FILE
 from chappe.testing.sandbox import Isolation, Sandbox, SandboxError, probe
 
 CODE = Path(__file__).resolve().parent / "barotropic"
 CHAPPE = str(Path(sys.executable).with_name("chappe"))
+#: Sites whose simulations report by HTTPS.
+BY_HTTPS = ("paris",)
 START_S = 60.0
 STOP_S = 15.0
 
@@ -34,6 +37,8 @@ class World:
         self.sandboxes: dict[str, Sandbox] = {}
         self._isolation: Isolation | None = None
         self.url = ""
+        #: Its mail.toml, for a Hub that takes mail.
+        self.mail: Path | None = None
         self._hub: subprocess.Popen[bytes] | None = None
 
     @property
@@ -45,9 +50,12 @@ class World:
     def start_hub(self) -> None:
         """Start the Hub on a free port, and return once it says that it is ready."""
         log = self.directory / "hub.log"
+        command = [CHAPPE, "hub", "start", "--data", str(self.directory / "hub"), "--port", "0"]
+        if self.mail is not None:
+            command += ["--mail", str(self.mail)]
         with log.open("wb") as err:
             self._hub = subprocess.Popen(
-                [CHAPPE, "hub", "start", "--data", str(self.directory / "hub"), "--port", "0"],
+                command,
                 env=os.environ | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -87,8 +95,18 @@ class World:
         for app in (CODE / "apps").glob("*.toml"):
             text = app.read_text(encoding="utf-8")
             text = text.replace("@PYTHON@", sys.executable).replace("@CODE@", str(CODE))
+            if name in BY_HTTPS:
+                text = text.replace("[files]", self._by_https(directory) + "[files]", 1)
             (directory / "apps" / app.name).write_text(text, encoding="utf-8")
         return directory
+
+    def _by_https(self, directory: Path) -> str:
+        """Lets an App's simulations send by themselves; without it they leave all to the Site's agent."""
+        return (
+            f'[env]\nCHAPPE_EMIT_URL = "{self.url}"\n'
+            f'CHAPPE_EMIT_TOKEN_FILE = "{directory}/secrets/site.token"\n'
+            f'CHAPPE_EMIT_CA_FILE = "{directory}/{CA_FILE}"\n\n'
+        )
 
     def stop(self) -> None:
         """End all: the agents, then whatever is left in the sandboxes, then the Hub."""

@@ -53,7 +53,7 @@ _HUB = frozenset({"extra:hub"})
 _DEV = _HUB | {"extra:examples", "extra:postgresql", "group:dev"}
 PROFILES = {
     "serve": Profile(ROOT / ".venv", _HUB),
-    "demo": Profile(ROOT / ".venv", _HUB | {"extra:examples"}),
+    "demo": Profile(ROOT / ".venv", _HUB | {"extra:examples", "extra:mail"}),
     "dev": Profile(ROOT / ".venv", _DEV),
     "bench": Profile(ROOT / ".venv", _DEV | {"group:bench"}),
     "test": Profile(STATE / "test-venv", _DEV),

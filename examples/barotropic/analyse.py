@@ -28,7 +28,7 @@ import numpy as np
 import xarray as xr
 
 import results
-from barotropic import DAY_S, Grid, rossby_phase_speed
+from barotropic import DAY_S, Field, Grid, rossby_phase_speed
 from output import HISTORY_PATTERN
 from results import Check, MemberSummary, SiteResult
 
@@ -111,6 +111,7 @@ def summarise(name: str, run: xr.Dataset, stride: int) -> MemberSummary:
         length_m=grid.length_m,
         time_days=_seconds(run) / DAY_S,
         energy=run["energy"].values,
+        kinetic_energy=kinetic_energy(run),
         enstrophy=run["enstrophy"].values,
         spectrum=grid.energy_spectrum(grid.to_spectrum(vorticity[-1])),
         vorticity=vorticity[-1, ::stride, ::stride],
@@ -152,6 +153,14 @@ def measured_phase_speed(run: xr.Dataset) -> float:
     # The coefficient goes as exp(-i k c t).
     slope = np.polynomial.Polynomial.fit(_seconds(run), np.unwrap(np.angle(amplitude)), 1)
     return float(-slope.convert().coef[1] / grid.k[0, mode_x])
+
+
+def kinetic_energy(run: xr.Dataset) -> Field:
+    """Mean eddy kinetic energy of each record, from its velocities, m2 s-2."""
+    u, v = run["u"].astype(np.float64), run["v"].astype(np.float64)
+    eddies = (u - u.mean(("y", "x"))) ** 2 + (v - v.mean(("y", "x"))) ** 2
+    energy: Field = eddies.mean(("y", "x")).values / 2
+    return energy
 
 
 def _check_parseval(name: str, run: xr.Dataset) -> Check:

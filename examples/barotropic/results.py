@@ -55,6 +55,8 @@ class MemberSummary:
     """Days of the records, shape (t,)."""
     energy: Field
     """Mean eddy kinetic energy of the records, shape (t,), m2 s-2."""
+    kinetic_energy: Field
+    """The same, from the velocities in the file, shape (t,), m2 s-2."""
     enstrophy: Field
     """Mean enstrophy of the records, shape (t,), s-2."""
     spectrum: Field

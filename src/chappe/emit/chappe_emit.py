@@ -697,6 +697,7 @@ def _by_https(settings: Settings, messages: List[bytes], limit_s: float) -> None
     context = ssl.create_default_context(cafile=settings.ca_file or None)
     opener = urllib.request.build_opener(NoRedirect, urllib.request.HTTPSHandler(context=context))
     headers = {"Content-Type": "application/x-ndjson", "Authorization": "Bearer " + settings.token}
+    headers["User-Agent"] = "chappe-emit/1"
     request = urllib.request.Request(  # noqa: S310 - see the scheme above
         settings.url.rstrip("/") + "/v1/messages", b"\n".join(messages) + b"\n", headers
     )

@@ -90,7 +90,9 @@ async def receive(call: Call[bytes, None]) -> Accepted:
         items = body.items(call.body, *kinds)
     else:
         items = await call.hub.prepare(body.items, call.body, *kinds)
-    door = "spool" if p.scope == "site" else "https"
+    # A Site's token is its agent's, which brings spools on; but its simulations may use it, too.
+    direct = headers.get("user-agent", "").startswith("chappe-emit/")
+    door = "spool" if p.scope == "site" and not direct else "https"
     arrival = Arrival(p.project_n, producer, door, p.name, 0.0, items)
     return Accepted(await call.hub.intake.take(arrival))
 
