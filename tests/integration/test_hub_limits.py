@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+import time
 from collections.abc import Generator
 from contextlib import ExitStack
 from http.client import HTTPMessage
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from chappe.testing.hub import RunningHub
+
+WITHIN_S = 60.0
 
 #: A Hub like any other, but for its limit.
 FEW = """
@@ -60,4 +63,7 @@ def test_one_connection_too_many_is_answered_503(hub: RunningHub) -> None:
         assert headers["content-type"] == "application/json"
         assert (headers["connection"], headers["retry-after"]) == ("close", "1")
         served[0].close()
-        assert 200 in [ask(connect(hub, stack)) for _ in range(50)]
+        # When the hub hears of it, a busy machine decides.
+        until = time.monotonic() + WITHIN_S
+        while ask(connect(hub, stack)) != 200:
+            assert time.monotonic() < until, "there is no room again"

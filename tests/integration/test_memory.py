@@ -32,15 +32,15 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 time.sleep(600)"""
-#: 80 MiB, which eight processes see: counted one by one it is 640.
+#: 80 MiB, which five processes see: counted one by one it is 400.
 SHARING = """\
 held = bytearray(b'x') * (80 << 20)
 gc.freeze()
-for _ in range(7):
+for _ in range(4):
     if os.fork() == 0:
         time.sleep(4)
         os._exit(0)
-for _ in range(7): os.wait()"""
+for _ in range(4): os.wait()"""
 
 
 @pytest.fixture

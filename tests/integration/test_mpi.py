@@ -89,7 +89,7 @@ async def test_a_rank_that_fails_is_named(site: RealSite, ring: Path) -> None:
     view = await site.reaches_final(job)
     assert view.outcome is not None
     assert (view.outcome.reason, view.outcome.exit) == ("exit", 5)
-    assert view.outcome.message == "rank 3 exited with 5"
+    assert view.outcome.message == "rank 3 exited with 5", view.outcome.tail
 
 
 async def test_a_cancelled_job_leaves_no_rank(site: RealSite, ring: Path) -> None:
