@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
 import signal
+import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,8 +44,9 @@ def send(hub: RunningHub, raws: Sequence[bytes]) -> list[str]:
         try:
             answer = raw(hub, "POST", "/v1/messages", hub.token, body, LINES)
         except (OSError, http.client.HTTPException):
-            hub.wait_dead()
-            hub.start()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it is only slow
+                hub.wait_dead(10.0)
+                hub.start()
             continue
         assert answer.status == 202, answer.body
         return [verdict["verdict"] for verdict in json.loads(answer.body)["verdicts"]]
