@@ -47,7 +47,7 @@ def test_l3_a_mailbox_is_read_on_from_what_was_committed(
     crash = {"CHAPPE_CRASH_AT": point, "CHAPPE_CRASH_ONCE": str(tmp_path / "crashed")}
     post = MailHub(tmp_path, imap(mail_servers, box), crash)
     try:
-        post.hub.wait_dead()
+        post.hub.wait_dead(60)
         post.hub.start()
         until(lambda: len(post.uids()) == 6, "all messages")
         last = mails.message("1000")
@@ -68,7 +68,7 @@ def test_l3_a_mail_is_answered_after_the_commit(
     try:
         mail_servers.route(OPEN.partition("@")[2], post.lmtp_port)
         mail_servers.send(mails.mail(sent), OPEN)
-        post.hub.wait_dead()
+        post.hub.wait_dead(60)
         post.hub.start()
         mail_servers.flush()
         # Killed after the commit, the mail comes again, and its messages are duplicates.

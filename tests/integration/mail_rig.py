@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chappe.testing.daemons import free_ports
-from chappe.testing.hub import RunningHub, start_hub
+from chappe.testing.hub import RunningHub
 from chappe.testing.mail import DOMAIN, PASSWORD, MailServers
 from tests.integration.hub_rig import raw
 
@@ -52,7 +52,8 @@ password_file = "{password_file}"
 
 
 class MailHub:
-    """A Hub with an SMTP and an LMTP door. `more` is put at the end of its mail.toml."""
+    """A Hub with an SMTP and an LMTP door. `more` is put at the end of its mail.toml. With an `environ` it is
+    begun, and not waited for."""
 
     def __init__(
         self, directory: Path, more: str = "", environ: Mapping[str, str] | None = None
@@ -66,9 +67,13 @@ class MailHub:
             for kind, port in (("smtp", self.smtp_port), ("lmtp", self.lmtp_port))
         )
         (directory / "mail.toml").write_text(SOURCES + listen + more)
-        self.hub: RunningHub = start_hub(
-            directory / "hub", environ=environ, mail=directory / "mail.toml"
-        )
+        options = {"port": 0, "mail": directory / "mail.toml"}
+        self.hub = RunningHub(directory / "hub", options, environ or {})
+        if environ is None:
+            self.hub.start()
+        else:
+            # It may be told to die before it is ready.
+            self.hub.launch()
 
     def begin(self) -> None:
         """From now on, `raws` and `reasons` tell of what comes later."""
