@@ -58,7 +58,7 @@ def _processes(bench: Bench, directory: Path) -> None:
     }
     words = ["metric", "name=energy", "value=1.5", "step=3"]
     commands = {
-        "emit.python": [sys.executable, str(FOLDER / "chappe_emit.py"), *words],
+        "emit.python": [str(Path(sys.executable).with_name("chappe-emit")), *words],
         "emit.shell": ["sh", str(FOLDER / "chappe-emit.sh"), *words],
     }
     for key, command in commands.items():

@@ -19,6 +19,7 @@ import pytest
 from chappe.core import vocabulary
 from chappe.core.messages import Message, decode
 from chappe.emit import chappe_emit as emit
+from chappe.ingest import mail
 from chappe.link import emitted
 from tests.conftest import Require
 
@@ -206,6 +207,27 @@ def test_a_full_disk_fails_nobody(
     done = subprocess.run([*command, "log"], env=environ, capture_output=True, check=False)
     assert done.returncode == 0
     assert done.stderr
+
+
+@pytest.mark.parametrize("text", ["short", "long " * 400])
+def test_the_hub_believes_the_mail_that_a_producer_signed(tmp_path: Path, text: str) -> None:
+    token = "chp_u_abcdefgh2345_" + "s" * 43
+    settings = emit.Settings(
+        spool=str(tmp_path / "spool"), transports="mail", token=token, mail_to="hub@example.org"
+    )
+    emitter = emit.Emitter(emit.Settings(spool=str(tmp_path / "spool"), transports="spool"))
+    for n in range(3):
+        emitter.message("log", "sim", n=n, text=text)
+    emitter.close()
+    (file,) = (tmp_path / "spool").glob("*.spool")
+    messages = emitted.read(str(file), 0).messages
+    raw = emit.letter(settings, messages).replace(b"\n", b"\r\n")
+    letter = mail.parse(raw)
+    assert [item.raw for item in letter.lines] == messages
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    assert mail.genuine(letter, digest)
+    assert not mail.genuine(mail.parse(raw.replace(b"hmac=", b"hmac=0", 1)), digest)
+    assert not mail.genuine(letter, digest[::-1])
 
 
 def test_c_and_fortran_tell_the_same(
