@@ -16,6 +16,7 @@ from chappe.hub.table import ROUTES
 from chappe.link.clock import new_id
 from chappe.testing.hub import RunningHub, start_hub
 from chappe.wire.bulk import NewAct, NewSelection
+from chappe.wire.bus import Replay
 from chappe.wire.jobs import ActOnJobs, EnvelopeChange, JobFilter, QueryJobs
 from chappe.wire.messages import NewProducer, Requeue
 from chappe.wire.people import NewInvitation, NewProject, NewServiceToken, NewUser, SetMember
@@ -91,7 +92,7 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
         await call("GET", path)
     for path in ("/v1/sessions", "/v1/events", "/v1/tokens", "/v1/projects", "/v1/whoami"):
         await call("GET", path)
-    for path in ("/v1/users", "/v1/members", "/v1/audit"):
+    for path in ("/v1/users", "/v1/members", "/v1/audit", "/v1/bus/queues", "/v1/bus/dead"):
         await call("GET", path)
     for path in ("", "/events", "/why", "/parents"):
         await call("GET", "/v1/jobs/{id}" + path, id=child)
@@ -125,6 +126,8 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
     await call("GET", "/v1/producers")
     told = {"msgUID": new_id(), "msgType": "log", "msgStream": "f", "msgSeq": 1}
     await call("POST", "/v1/messages", json.dumps([told, {"x": 1}]).encode())
+    await call("GET", "/v1/bus/queues/{name}", name="hub-check")
+    await call("POST", "/v1/bus/queues/{name}/replay", Replay(0), name="hub-check")
     await call("GET", "/v1/metrics?simulation=x")
     for path in ("/v1/messages", "/v1/messages/stats", "/v1/messages/streams"):
         await call("GET", path)

@@ -51,7 +51,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "project": "create ls",
         "member": "add ls rm",
         "audit": "ls",
-        "bus": "permissions setup",
+        "bus": "check dead ls permissions replay retry setup show",
     }
     names = {f"chappe {noun} {verb}" for noun, verbs in promised.items() for verb in verbs.split()}
     assert COMMANDS.keys() == names | {

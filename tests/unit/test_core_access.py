@@ -35,6 +35,10 @@ OWNERS = {
     "DELETE /v1/producers/{name}",
 }
 ADMINISTRATORS = {
+    "GET /v1/bus/queues",
+    "GET /v1/bus/queues/{name}",
+    "POST /v1/bus/queues/{name}/replay",
+    "POST /v1/bus/check",
     "GET /v1/users",
     "POST /v1/users",
     "POST /v1/users/{name}/invite",
@@ -42,7 +46,13 @@ ADMINISTRATORS = {
     "POST /v1/users/{name}/enable",
     "POST /v1/projects",
 }
-BOTH = {"PUT /v1/members/{name}", "DELETE /v1/members/{name}", "GET /v1/audit"}
+BOTH = {
+    "PUT /v1/members/{name}",
+    "DELETE /v1/members/{name}",
+    "GET /v1/audit",
+    "GET /v1/bus/dead",
+    "POST /v1/bus/dead/revive",
+}
 SITES = {
     "PUT /v1/sites/{id}/apps",
     "POST /v1/sites/{id}/agent",

@@ -144,6 +144,7 @@ class Workers:
             taken = Taken([])
             if (room := most - len(held)) > 0:
                 taken = await self._insist(self._bus.take, terms.name, room) or taken
+            if taken.messages:
                 faults.reach("bus.taken")
             for message in taken.messages:
                 task = asyncio.create_task(self._deal(consumer, message, terms.lease_s / 2))

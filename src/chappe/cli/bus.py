@@ -1,4 +1,4 @@
-"""`chappe bus`: the brokers that a hub listens and speaks to."""
+"""`chappe bus`: a hub's queues, and the brokers that it listens and speaks to."""
 
 from __future__ import annotations
 
@@ -6,17 +6,145 @@ import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import click
 
-from chappe.cli.output import Out, with_output
+from chappe.cli.output import Out, when, with_output
+
+if TYPE_CHECKING:
+    from chappe.sdk.bus import QueueDetail
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group("bus")
 def command() -> None:
-    """Set up a RabbitMQ broker; say what its accounts may do."""
+    """Show queues, try dead letters again; set up a RabbitMQ broker."""
+
+
+@command.command()
+@with_output
+def ls(out: Out) -> None:
+    """List the queues of the hub: what is in them, and since when."""
+    with out.client() as client:
+        found = client.bus.queues()
+    out.many(
+        found.queues,
+        (
+            "QUEUE!",
+            "DEPTH>",
+            "WITH WORKERS>",
+            "DELAYED>",
+            "OLDEST>",
+            "DEAD>",
+            "ACKED>",
+            "OTHERS SAY",
+        ),
+        lambda q: (
+            q.name,
+            str(q.depth),
+            str(q.leased),
+            str(q.delayed),
+            "" if q.oldest_s is None else f"{q.oldest_s:.1f} s",
+            str(q.dead),
+            str(q.acked),
+            q.others,
+        ),
+        "no queues",
+    )
+
+
+@command.command()
+@click.argument("queue")
+@with_output
+def show(out: Out, queue: str) -> None:
+    """Show QUEUE, and the oldest messages in it."""
+    with out.client() as client:
+        found = client.bus.queue(queue)
+    out.one(found, _show, out, found)
+
+
+def _show(out: Out, found: QueueDetail) -> None:
+    q = found.queue
+    out.facts(
+        (
+            ("queue", q.name + (f" (others say {q.others})" if q.others else "")),
+            ("takes", " ".join(q.topics)),
+            ("depth", f"{q.depth}: {q.ready} ready, {q.leased} with workers, {q.delayed} delayed"),
+            ("dead", str(q.dead)),
+            ("a message", f"{q.attempts} tries, for {q.lease_s:g} s each"),
+            ("so far", f"{q.arrived} arrived, {q.acked} acknowledged, {q.retried} tried again"),
+        )
+    )
+    rows = [
+        (str(m.position), m.topic, m.state, str(m.tries), when(m.published_at), m.reason, m.body)
+        for m in found.messages
+    ]
+    header = ("POSITION>", "TOPIC!", "STATE!", "TRIES>", "PUBLISHED!", "REASON", "BODY~")
+    out.table(header, rows, "no messages")
+
+
+@command.command()
+@click.argument("queue", required=False)
+@click.option("--limit", type=click.IntRange(1), default=100, help="How many (100).")
+@with_output
+def dead(out: Out, queue: str | None, limit: int) -> None:
+    """List dead letters, of QUEUE or all, with the reason; an owner sees those of the project."""
+    with out.client() as client:
+        found = client.bus.dead(queue, limit)
+    out.many(
+        found,
+        ("QUEUE!", "POSITION>", "TOPIC!", "TRIES>", "DIED!", "REASON", "BODY~"),
+        lambda m: (
+            m.queue,
+            str(m.position),
+            m.topic,
+            str(m.tries),
+            when(m.died_at),
+            m.reason,
+            m.body,
+        ),
+        "no dead letters",
+    )
+
+
+@command.command()
+@click.argument("queue")
+@click.argument("positions", nargs=-1, type=click.IntRange(1))
+@with_output
+def retry(out: Out, queue: str, positions: tuple[int, ...]) -> None:
+    """Have the dead letters of QUEUE tried anew: all, or those at POSITIONS."""
+    with out.client() as client:
+        count = client.bus.revive(queue, positions or None)
+    out.one({"queue": queue, "revived": count}, out.say, f"{queue}  {count} tried anew")
+
+
+@command.command()
+@click.argument("queue")
+@click.option("--after", type=click.IntRange(0), required=True, help="The position to begin after.")
+@click.option("--until", type=click.IntRange(0), help="The last position (the end).")
+@with_output
+def replay(out: Out, queue: str, after: int, until: int | None) -> None:
+    """Put what was published since a position into QUEUE once more.
+
+    What was dealt with is dealt with again; what is in the queue stays as it is.
+    """
+    with out.client() as client:
+        count = client.bus.replay(queue, after, until)
+    out.one({"queue": queue, "replayed": count}, out.say, f"{queue}  {count} put in again")
+
+
+@command.command()
+@with_output
+def check(out: Out) -> None:
+    """Send a message through the bus, and say how long it took."""
+    with out.client() as client:
+        done = client.bus.check()
+    words = "the bus works" if done.outcome == "ok" else "no worker has taken it yet"
+    out.one(done, out.say, f"{words}  {done.seconds * 1000:.0f} ms")
+    if done.outcome != "ok":
+        sys.exit(1)
 
 
 @command.command()

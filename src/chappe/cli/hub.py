@@ -67,6 +67,11 @@ def command() -> None:
     help="File that names a RabbitMQ broker to read from and to publish at (amqp.toml).",
 )
 @click.option(
+    "--workers",
+    type=click.IntRange(0, 64),
+    help="Threads that take from the bus's queues (4).",
+)
+@click.option(
     "--keep-days",
     type=click.FloatRange(min=0),
     help="Cut events and ended jobs older than this (0: keep all); needs --backups.",

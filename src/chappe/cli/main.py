@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "user": ("chappe.cli.user", "Add, list, invite and disable users."),
     "project": ("chappe.cli.project", "List projects, make them."),
     "member": ("chappe.cli.member", "Add, list and remove members of the project."),
-    "bus": ("chappe.cli.bus", "Set up a RabbitMQ broker; say what its accounts may do."),
+    "bus": ("chappe.cli.bus", "Show queues, try dead letters again; set up a RabbitMQ broker."),
     "audit": ("chappe.cli.audit", "Show who changed what."),
     "batch-job": ("chappe.cli.batch_job", "Ask for allocations, list and cancel them."),
     "session": ("chappe.cli.session", "List pilots' sessions; declare one dead."),

@@ -121,6 +121,13 @@ RULES: Mapping[str, Row] = {
     "GET /v1/producers": _VIEW,
     "POST /v1/producers": _OWN,
     "DELETE /v1/producers/{name}": _OWN,
+    # the bus
+    "GET /v1/bus/queues": _ADMIN,
+    "GET /v1/bus/queues/{name}": _ADMIN,
+    "POST /v1/bus/queues/{name}/replay": _ADMIN,
+    "GET /v1/bus/dead": _OWN | _ADMIN,
+    "POST /v1/bus/dead/revive": _OWN | _ADMIN,
+    "POST /v1/bus/check": _ADMIN,
     # simulations
     "GET /v1/simulations": _VIEW,
     "GET /v1/simulations/{id}": _VIEW,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chappe.bus import amqp_config
+from chappe.bus import amqp_config, workers
 from chappe.hub import bootstrap, http, mail
 from chappe.store import journal, writer
 
@@ -12,5 +12,6 @@ CRASH_POINTS: tuple[str, ...] = (
     *http.CRASH_POINTS,
     *mail.CRASH_POINTS,
     *amqp_config.CRASH_POINTS,
+    *workers.CRASH_POINTS,
     *bootstrap.CRASH_POINTS,
 )

@@ -11,7 +11,7 @@ from chappe.core import limits
 from chappe.core.errors import ChappeError
 from chappe.hub.retention import Retention, retain
 from chappe.hub.state import Hub
-from chappe.store import bulk, changes, simulations, tokens, upkeep
+from chappe.store import bulk, changes, queue_views, simulations, tokens, upkeep
 from chappe.store.tx import Tx
 
 #: Sessions are looked over at least this often, and back-offs looked up anew.
@@ -176,7 +176,10 @@ async def purge(hub: Hub) -> None:
 
 async def _purge(hub: Hub) -> None:
     await hub.write(bulk.forget_expired, bulk=True)
-    for forget in (upkeep.purge, tokens.purge):
+    place: int | None = 0
+    while place is not None and not hub.stopping.is_set():
+        place = await hub.write(queue_views.cut, place, bulk=True)
+    for forget in (upkeep.purge, tokens.purge, queue_views.forget):
         gone = 1
         while gone and not hub.stopping.is_set():
             gone = await hub.write(forget, bulk=True)

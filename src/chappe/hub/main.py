@@ -77,6 +77,7 @@ class HubOptions:
     backups: Path | None = None
     resources: Sequence[str] = ()
     mail: Path | None = None
+    workers: int = 4
     amqp: Path | None = None
 
 
@@ -229,6 +230,7 @@ def _serve(
     import uvloop
 
     from chappe.hub import loops, serve
+    from chappe.hub import workers as bus
     from chappe.hub.app import create_app
     from chappe.hub.state import Hub
 
@@ -239,7 +241,8 @@ def _serve(
         hub.start()
         app = create_app(hub)
         post = None
-        upkeep = asyncio.create_task(loops.run(hub, keep, links))
+        workers = [bus.loop(options.workers)] if options.workers else []
+        upkeep = asyncio.create_task(loops.run(hub, keep, [*links, *workers]))
         server = serve.Server(
             serve.config(app, files), ready=lambda: _say_ready(options, url), stop=hub.stop
         )
@@ -312,6 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="NAME=N",
         help="count a licence or the like over all sites; repeat",
     )
+    parser.add_argument("--workers", type=int, default=4, help="threads that take from the bus")
     parser.add_argument("--mail", type=Path, help="file that says which mail to take (mail.toml)")
     parser.add_argument("--amqp", type=Path, help="file that names a message broker (amqp.toml)")
     parser.add_argument("--log-level", choices=sorted(logs.LEVELS), default="info")

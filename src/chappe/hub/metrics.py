@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from chappe.wire.bus import QueueView
 from chappe.wire.jobs import Counts
 from chappe.wire.sync import SyncReply
 
@@ -70,6 +71,7 @@ class Found(NamedTuple):
     jobs: Counts
     sessions: list[tuple[str, int]]
     messages: list[tuple[str, int, int, int]]
+    queues: list[QueueView]
 
 
 class _Now(Collector):
@@ -94,6 +96,11 @@ class _Now(Collector):
             ("largest_group", "Most commands in one commit so far", stats.largest_group),
             ("long_polls", "Requests that wait for something to be told", len(hub.polls)),
             ("streams", "Open event streams", len(hub.streams)),
+            (
+                "bus_busy",
+                "Workers of the bus that work now",
+                hub.workers.busy if hub.workers else 0,
+            ),
             ("messages_waiting", "Messages that wait to be stored", hub.intake.waiting),
         ):
             yield GaugeMetricFamily(f"chappe_{name}", words, value)
@@ -115,6 +122,28 @@ class _Now(Collector):
             for verdict, n in zip(VERDICTS, numbers, strict=True):
                 messages.add_metric((door, verdict), n)
         yield messages
+        yield from _queues(self._found.queues)
+
+
+def _queues(queues: list[QueueView]) -> Iterator[Metric]:
+    """The bus: what waits in each queue and since when, and what was done with it."""
+    gauges: tuple[tuple[str, str, Callable[[QueueView], float]], ...] = (
+        ("depth", "Messages in the queue that are not dead", lambda q: q.depth),
+        ("dead", "Dead letters", lambda q: q.dead),
+        ("oldest_seconds", "For how long the oldest message waits", lambda q: q.oldest_s or 0.0),
+    )
+    for name, words, value in gauges:
+        gauge = GaugeMetricFamily(f"chappe_bus_{name}", words, labels=("queue",))
+        for queue in queues:
+            gauge.add_metric((queue.name,), value(queue))
+        yield gauge
+    done = CounterMetricFamily(
+        "chappe_bus_messages", "What was done with messages", labels=("queue", "what")
+    )
+    for queue in queues:
+        for what in ("arrived", "acked", "retried", "lost", "died", "revived", "forgotten"):
+            done.add_metric((queue.name, what), getattr(queue, what))
+    yield done
 
 
 def render(hub: Hub, found: Found) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 
+from chappe.bus.workers import Workers
 from chappe.core import limits
 from chappe.core.errors import Busy, ChappeError, Invalid, Unavailable
 from chappe.hub.auth import Auth
@@ -57,6 +58,9 @@ class Hub:
         self.acts = asyncio.Event()
         self.unsettled = asyncio.Event()
         self.stopping = asyncio.Event()
+        #: Who takes from the bus, while they run; who waits for a message that goes through it, by its id.
+        self.workers: Workers | None = None
+        self.checks: dict[str, asyncio.Future[None]] = {}
         self.bodies_bytes = 0
         #: The database refused to write, and nobody has tried since whether it does again.
         self.in_trouble = False
@@ -146,6 +150,8 @@ class Hub:
         self.polls.hint(("session", id) for id in effects.kill)
         self.polls.hint(("agent", n) for n in effects.agents)
         self.streams.hint(effects.events, effects.ends)
+        if effects.queues and self.workers is not None:
+            self.workers.hint(effects.queues)
         if effects.unsettled:
             self.unsettled.set()
         if effects.acts:

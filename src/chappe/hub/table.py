@@ -13,6 +13,7 @@ from chappe.hub.route import Route
 from chappe.hub.routes import (
     batch,
     bulk,
+    bus,
     events,
     health,
     jobs,
@@ -114,6 +115,13 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/producers", messages.list_producers),
     Route("POST", "/v1/producers", messages.add_producer, limit_bytes=SMALL),
     Route("DELETE", "/v1/producers/{name}", messages.remove_producer),
+    # the bus
+    Route("GET", "/v1/bus/queues", bus.index),
+    Route("GET", "/v1/bus/queues/{name}", bus.show),
+    Route("POST", "/v1/bus/queues/{name}/replay", bus.replay, limit_bytes=TINY),
+    Route("GET", "/v1/bus/dead", bus.dead, (404,)),
+    Route("POST", "/v1/bus/dead/revive", bus.revive, (404,), limit_bytes=SMALL),
+    Route("POST", "/v1/bus/check", bus.check, limit_bytes=TINY),
     # simulations
     Route("GET", "/v1/simulations", simulations.index, (404,)),
     Route("GET", "/v1/simulations/{id}", simulations.show, (409,)),

@@ -14,6 +14,7 @@ from chappe.sdk import acts, config, drafts, values
 from chappe.sdk import simulations as sims
 from chappe.sdk import stats as figures
 from chappe.sdk.admin import Admin
+from chappe.sdk.bus import Bus
 from chappe.sdk.drafts import Draft, Options
 from chappe.sdk.engine import Engine, Where, filter_of
 from chappe.sdk.errors import error_of
@@ -248,6 +249,11 @@ class AsyncClient:
     def messages(self) -> Messages:
         """Messages of simulations, and who may send them."""
         return self._engine.messages
+
+    @property
+    def bus(self) -> Bus:
+        """The hub's queues and their dead letters."""
+        return self._engine.bus
 
     @property
     def admin(self) -> Admin:

@@ -24,6 +24,7 @@ from chappe.link.http import RETRY, HubClient, RetryPolicy
 from chappe.link.keys import SigningKey, default_path, load_or_create
 from chappe.sdk import logs, sending, sitekeys
 from chappe.sdk.admin import Admin
+from chappe.sdk.bus import Bus
 from chappe.sdk.config import Settings
 from chappe.sdk.drafts import Draft
 from chappe.sdk.errors import Ambiguous, Gone, Invalid, NotFound, WaitTimeout
@@ -83,6 +84,7 @@ class Engine:
         self.admin = Admin(self.hub)
         self.people = People(self.hub)
         self.messages = Messages(self.hub)
+        self.bus = Bus(self.hub)
         self.feed = Feed(self.hub, partial(self._existing, retry=PATIENT))
         self._me: Whoami | None = None
         self._key: SigningKey | None = None

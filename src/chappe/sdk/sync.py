@@ -31,6 +31,7 @@ from chappe.sdk.results import ResultFile
 from chappe.sdk.selections import Changes, Selection, change_of
 from chappe.sdk.sitekeys import SiteKey
 from chappe.sdk.sync_admin import SyncAdmin
+from chappe.sdk.sync_bus import SyncBus
 from chappe.sdk.sync_messages import SyncMessages
 from chappe.sdk.sync_people import SyncPeople
 from chappe.wire.bulk import JobCount
@@ -276,6 +277,11 @@ class Client:
     def messages(self) -> SyncMessages:
         """Messages of simulations, and who may send them."""
         return SyncMessages(self._loop, self._engine.messages)
+
+    @property
+    def bus(self) -> SyncBus:
+        """The hub's queues and their dead letters."""
+        return SyncBus(self._loop, self._engine.bus)
 
     @property
     def admin(self) -> SyncAdmin:

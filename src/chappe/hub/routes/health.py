@@ -10,6 +10,7 @@ from chappe.core.errors import Unavailable
 from chappe.hub import metrics
 from chappe.hub.call import Call, Content
 from chappe.store import messages
+from chappe.store.queue_views import DESK
 from chappe.store.tx import Tx
 from chappe.wire.jobs import Counts
 
@@ -35,7 +36,7 @@ async def readyz(call: Call[None, None]) -> Content:
             # A commit costs an fsync, and anybody may ask: only after one has failed it is tried.
             await call.hub.write(_touch if call.hub.in_trouble else _nothing)
             call.hub.in_trouble = False
-            await call.hub.read(_count)
+            await call.hub.read(_count, call.hub.clock())
     except TimeoutError:
         raise Unavailable(f"the store did not answer within {READY_WITHIN_S:.0f} s") from None
     return Content(b"ready\n", "text/plain; charset=utf-8")
@@ -52,12 +53,13 @@ def _touch(tx: Tx) -> None:
 
 async def prometheus(call: Call[None, None]) -> Content:
     """Metrics in Prometheus' text format."""
-    found = await call.hub.read(_count)
+    found = await call.hub.read(_count, call.hub.clock())
     return Content(metrics.render(call.hub, found), metrics.CONTENT_TYPE)
 
 
-def _count(conn: Connection) -> metrics.Found:
+def _count(conn: Connection, now: float) -> metrics.Found:
     jobs = [(row[0], row[1], row[2], row[3]) for row in conn.execute(COUNTS)]
     sessions = [(row[0], row[1]) for row in conn.execute(SESSIONS)]
     doors = [(row[0], row[1], row[2], row[3]) for row in conn.execute(messages.COUNTED)]
-    return metrics.Found(Counts(jobs), sessions, doors)
+    queues = DESK.queues(conn, now).queues
+    return metrics.Found(Counts(jobs), sessions, doors, queues)
