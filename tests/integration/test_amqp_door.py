@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ssl
 from collections.abc import Generator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import aio_pika
 import pytest
@@ -95,5 +97,10 @@ async def test_every_form_of_a_message_is_taken_once_and_acknowledged(place: Amq
         (kept,) = sql(hub, "SELECT raw, sha256, at_ns FROM message WHERE uid = 'foreign'")
         assert b'"actionName":"x"' in kept[0]
         assert kept[2] == SECONDS * 10**9
+        context = ssl.create_default_context(cafile=hub.ca_file)
+        shown = (
+            await asyncio.to_thread(urlopen, f"{hub.url}/metrics", None, 30, context=context)
+        ).read()
+        assert b'chappe_broker_connected{link="door"} 1.0' in shown
         await asyncio.to_thread(place.await_empty)
         assert hub.stop() == 0

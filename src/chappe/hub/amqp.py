@@ -28,7 +28,9 @@ def loops(config: Amqp) -> list[Callable[[Hub], Awaitable[None]]]:
     async def amqp_outlet(hub: Hub) -> None:
         assert config.outlet is not None  # noqa: S101 - looked at below
         publisher = Publisher(config.outlet, _Log(hub, config.outlet.projects), config.user)
-        await Link(config, "chappe outlet").run(publisher.work, hub.stopping)
+        link = Link(config, "chappe outlet")
+        hub.links["outlet"] = link.standing
+        await link.run(publisher.work, hub.stopping)
 
     return [
         *([amqp_door] if config.accounts else []),
@@ -50,7 +52,9 @@ async def _door(hub: Hub, config: Amqp) -> None:
         return await hub.prepare(amqp_door.decode, batch)
 
     door = Door(config, whose, hub.intake.take, decode)
-    await Link(config, "chappe door").run(door.work, hub.stopping)
+    link = Link(config, "chappe door")
+    hub.links["door"] = link.standing
+    await link.run(door.work, hub.stopping)
 
 
 class _Log:

@@ -115,6 +115,12 @@ class _Now(Collector):
         for state, n in self._found.sessions:
             sessions.add_metric((state,), n)
         yield sessions
+        links = GaugeMetricFamily(
+            "chappe_broker_connected", "Whether a link to a broker stands", labels=("link",)
+        )
+        for link, standing in hub.links.items():
+            links.add_metric((link,), standing.connected)
+        yield links
         messages = CounterMetricFamily(
             "chappe_messages", "Messages received, by door and verdict", labels=("door", "verdict")
         )

@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 
@@ -29,6 +29,9 @@ from chappe.hub.wishes import Wishes
 from chappe.store.db import READERS, Store
 from chappe.store.principal import find
 from chappe.store.tx import Effects
+
+if TYPE_CHECKING:
+    from chappe.bus.amqp_link import Standing
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -53,6 +56,8 @@ class Hub:
         self.auth = Auth(lambda token: self.read(find, token), clock)
         self.passwords = Passwords(boot)
         #: Messages, by whichever door.
+        #: Links to message brokers, by name (hub.amqp).
+        self.links: dict[str, Standing] = {}
         self.intake = Intake(self.write, clock)
         self.due = asyncio.Event()
         self.acts = asyncio.Event()

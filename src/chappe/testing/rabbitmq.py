@@ -184,7 +184,7 @@ class RabbitNode:
                 "Content-Type": "application/json",
             },
         )
-        with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310 - our own
+        with urllib.request.urlopen(request, timeout=90) as reply:  # noqa: S310 - our own
             text = reply.read()
         return json.loads(text) if text else None
 
