@@ -184,7 +184,7 @@ def test_a_command_that_never_ends_is_ended_and_there_is_one_job(
     root: Path, fake: FakeSlurm, how: str
 ) -> None:
     fake.will("sbatch", how)
-    agent = Agent(root, timeout_s=3.0)
+    agent = Agent(root, timeout_s=6.0)
     ident = agent.order()
     agent.run_until(submitted(agent, ident), f"submitted after {how}")
     assert len(fake.jobs()) == 1

@@ -29,6 +29,8 @@ MODULE = 'import pytest\npytest.skip("no moon", allow_module_level=True)\n'
 @pytest.fixture
 def suite(repository: Path, tmp_path: Path) -> Path:
     shutil.copy(repository / "tests/conftest.py", tmp_path)
+    (tmp_path / "tests").mkdir()
+    shutil.copy(repository / "tests/order.py", tmp_path / "tests")
     (tmp_path / "test_suite.py").write_text(SUITE)
     return tmp_path
 
