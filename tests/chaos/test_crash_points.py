@@ -46,7 +46,7 @@ NTH = {
 #: Starts that one death may cost a Job: none, unless what died is what the Job ran in.
 ATTEMPTS = {"hub": 1, "agent": 2, "pilot": 1, "launcher": 2}
 
-#: Moments in the life of a message: tests/acceptance/test_no_message_is_lost_by_a_crash.py attacks them.
+#: Moments in the life of a message: tests/acceptance/test_no_message_is_lost_by_*.py attack them.
 OF_MESSAGES = ("hub.message_",)
 
 POINTS = [point for point in reached() if not point.name.startswith(OF_MESSAGES)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 import jsonschema_rs
@@ -18,7 +18,7 @@ from chappe.testing.hub import RunningHub, start_hub
 from chappe.wire.bulk import NewAct, NewSelection
 from chappe.wire.bus import Replay
 from chappe.wire.jobs import ActOnJobs, EnvelopeChange, JobFilter, QueryJobs
-from chappe.wire.messages import NewProducer, Requeue
+from chappe.wire.messages import Compare, NewProducer, Requeue
 from chappe.wire.people import NewInvitation, NewProject, NewServiceToken, NewUser, SetMember
 from chappe.wire.results import AskResults
 from chappe.wire.sites import AgentSync, NewSite, NewToken
@@ -67,6 +67,38 @@ def check(document: dict[str, Any], method: str, path: str, status: int, body: b
         return
     schema = response["content"]["application/json"]["schema"]
     validator(document, schema).validate(json.loads(body))
+
+
+Caller = Callable[..., Awaitable[bytes]]
+
+
+async def messages(call: Caller, w: World) -> None:
+    """What has to do with messages and simulations."""
+    await call("POST", "/v1/producers", NewProducer(f"producer-{w.site_id}"))
+    await call("GET", "/v1/producers")
+    told = {"msgUID": new_id(), "msgType": "log", "msgStream": "f", "msgSeq": 1}
+    await call("POST", "/v1/messages", json.dumps([told, {"x": 1}]).encode())
+    await call("GET", "/v1/bus/queues/{name}", name="hub-check")
+    await call("POST", "/v1/bus/queues/{name}/replay", Replay(0), name="hub-check")
+    await call("GET", "/v1/metrics?simulation=x")
+    begun = {"msgUID": new_id(), "msgType": "simulation.started", "simuid": new_id(), "card": "x"}
+    card = {
+        "msgUID": new_id(),
+        "msgType": "simulation.card",
+        "simuid": begun["simuid"],
+        "card": "x",
+    }
+    await call("POST", "/v1/messages", json.dumps([begun, card]).encode())
+    await call("GET", "/v1/simulations")
+    for path in ("", "/jobs", "/periods", "/commands", "/actions", "/card"):
+        await call("GET", "/v1/simulations/{id}" + path, id=begun["simuid"])
+    for path in ("/v1/messages", "/v1/messages/stats", "/v1/messages/streams"):
+        await call("GET", path)
+    await call("GET", "/v1/messages/{uid}", uid=str(told["msgUID"]))
+    bad = json.loads(await call("GET", "/v1/quarantine"))["quarantined"][0]
+    await call("GET", "/v1/quarantine/{n}", n=str(bad["n"]))
+    await call("POST", "/v1/messages/requeue", Requeue())
+    await call("POST", "/v1/messages/compare", Compare(correct=True))
 
 
 async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
@@ -122,19 +154,7 @@ async def replies(w: World) -> list[tuple[str, str, int, bytes]]:
     await call("POST", "/v1/projects", NewProject(new_id(), f"p-{w.site_id}"))
     await call("PUT", "/v1/members/{name}", SetMember("viewer"), name=f"u-{w.site_id}")
     await call("POST", "/v1/sites", NewSite(new_id(), f"contract-{w.site_id}"))
-    await call("POST", "/v1/producers", NewProducer(f"producer-{w.site_id}"))
-    await call("GET", "/v1/producers")
-    told = {"msgUID": new_id(), "msgType": "log", "msgStream": "f", "msgSeq": 1}
-    await call("POST", "/v1/messages", json.dumps([told, {"x": 1}]).encode())
-    await call("GET", "/v1/bus/queues/{name}", name="hub-check")
-    await call("POST", "/v1/bus/queues/{name}/replay", Replay(0), name="hub-check")
-    await call("GET", "/v1/metrics?simulation=x")
-    for path in ("/v1/messages", "/v1/messages/stats", "/v1/messages/streams"):
-        await call("GET", path)
-    await call("GET", "/v1/messages/{uid}", uid=str(told["msgUID"]))
-    bad = json.loads(await call("GET", "/v1/quarantine"))["quarantined"][0]
-    await call("GET", "/v1/quarantine/{n}", n=str(bad["n"]))
-    await call("POST", "/v1/messages/requeue", Requeue())
+    await messages(call, w)
     agent = AgentSync(w.agent)
     await call("POST", "/v1/sites/{id}/sync", agent, w.site, id=w.site_id)
     await call("POST", "/v1/sync/wake", None, pilot.client)

@@ -6,7 +6,9 @@ import hashlib
 import json
 import mailbox
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,23 @@ def test_what_is_no_message_is_in_quarantine_and_is_tried_again(chappe: Line) ->
     for source in stats["sources"]:
         parts = (source["stored"], source["duplicate"], source["quarantined"])
         assert source["received"] == sum(parts)
+
+
+def test_what_is_shown_is_proven_and_made_right(chappe: Line, hub: RunningHub) -> None:
+    chappe("message", "import", "-", stdin=b"\n".join(stream(new_id(), 5)))
+    said = chappe("admin", "verify")
+    assert (said.returncode, said.stderr) == (0, "")
+    # Behind the back of the hub, which keeps in memory what it has just written.
+    with closing(sqlite3.connect(hub.data / "hub.sqlite", isolation_level=None)) as conn:
+        conn.execute("PRAGMA busy_timeout = 60000")
+        conn.execute("DELETE FROM sim_job")
+        conn.execute("""UPDATE simulation SET took = '{"1": 7}'""")
+    assert chappe("admin", "verify").returncode == 1
+    (done,) = chappe.objects("admin", "rebuild")
+    assert "latency" in {what for one in done["corrected"] for what in one["what"]}
+    assert chappe("admin", "verify").returncode == 0
+    events = chappe.objects("events", "--kind", "projection.corrected")
+    assert len(events) == len(done["corrected"])
 
 
 def test_producers_are_added_listed_and_removed(chappe: Line) -> None:

@@ -46,6 +46,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "site service": "install remove show",
         "message": "import ls quarantine requeue show stats verify",
         "producer": "add ls rm",
+        "admin": "rebuild verify",
         "token": "ls new revoke",
         "user": "add disable enable invite ls",
         "project": "create ls",

@@ -33,6 +33,7 @@ OWNERS = {
     "POST /v1/tokens/service",
     "POST /v1/producers",
     "DELETE /v1/producers/{name}",
+    "POST /v1/messages/compare",
 }
 ADMINISTRATORS = {
     "GET /v1/bus/queues",

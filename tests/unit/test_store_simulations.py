@@ -217,19 +217,6 @@ def test_a_forged_simulation_of_another_producer_touches_nothing(rig: StoreRig) 
     assert [tuple(r) for r in rows] == [(0, State.RUNNING, 0), (7, State.ERROR, 1)]
 
 
-def test_a_projection_can_be_made_again(rig: StoreRig) -> None:
-    made = campaign(5, 4)
-    accept(rig, made.arriving())
-    rows = "SELECT uid, state, try_no, active, purged, counts, fold FROM simulation ORDER BY uid"
-    before = [tuple(r) for r in rig.sql(rows)]
-    rig.do(simulations.forget, rig.user.project_n)
-    assert rig.sql("SELECT 1 FROM simulation") == rig.sql("SELECT 1 FROM fact") == []
-    told = [(n + 1, decode(raw)) for n, raw in enumerate(made.arriving())]
-    rig.do(simulations.project, rig.user.project_n, 0, told[::-1], rig.clock())
-    after = [tuple(r) for r in rig.sql(rows)]
-    assert [r[:5] for r in after] == [r[:5] for r in before]
-
-
 def test_l2_what_cannot_be_applied_is_not_acknowledged(
     rig: StoreRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

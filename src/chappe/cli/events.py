@@ -11,7 +11,16 @@ from chappe.cli.output import STYLES, Out, when, with_output
 if TYPE_CHECKING:
     from chappe import Event
 
-KINDS = ("job", "job.deleted", "session", "batch_job", "site", "elastic", "simulation")
+KINDS = (
+    "job",
+    "job.deleted",
+    "session",
+    "batch_job",
+    "site",
+    "elastic",
+    "simulation",
+    "projection.corrected",
+)
 
 
 @click.command("events")

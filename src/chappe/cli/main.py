@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "password": ("chappe.cli.password", "Set your password."),
     "message": ("chappe.cli.message", "List, show, check and import messages of simulations."),
     "producer": ("chappe.cli.producer", "Add, list and remove producers of messages."),
+    "admin": ("chappe.cli.admin", "Prove that what is shown follows from what was received."),
     "token": ("chappe.cli.token", "List, make and revoke tokens."),
     "user": ("chappe.cli.user", "Add, list, invite and disable users."),
     "project": ("chappe.cli.project", "List projects, make them."),

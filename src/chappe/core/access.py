@@ -137,6 +137,7 @@ RULES: Mapping[str, Row] = {
     "GET /v1/simulations/{id}/actions": _VIEW,
     "GET /v1/simulations/{id}/card": _VIEW,
     "POST /v1/simulations/{id}/purge": _OPERATE,
+    "POST /v1/messages/compare": _OWN,
     "GET /v1/metrics": _VIEW,
     # events
     "GET /v1/events": _VIEW,

@@ -109,6 +109,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/messages/stats", messages.stats),
     Route("GET", "/v1/messages/streams", messages.check_streams),
     Route("POST", "/v1/messages/requeue", messages.requeue, limit_bytes=SMALL),
+    Route("POST", "/v1/messages/compare", messages.compare, limit_bytes=SMALL),
     Route("GET", "/v1/messages/{uid}", messages.show),
     Route("GET", "/v1/quarantine", messages.quarantine),
     Route("GET", "/v1/quarantine/{n}", messages.show_quarantined),

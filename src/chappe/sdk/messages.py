@@ -8,6 +8,8 @@ from urllib.parse import quote
 from chappe.link.http import HubClient
 from chappe.wire.messages import (
     Accepted,
+    Compare,
+    Compared,
     MessagePage,
     MessageStats,
     MessageView,
@@ -25,6 +27,7 @@ from chappe.wire.messages import (
 from chappe.wire.metrics import SeriesList, SeriesView
 
 __all__ = [
+    "Compared",
     "MessageStats",
     "MessageView",
     "Messages",
@@ -39,6 +42,8 @@ __all__ = [
 LINES = "application/x-ndjson"
 MAIL = "message/rfc822"
 PAGE = 1_000
+#: One simulation of a million messages is folded in less.
+COMPARE_S = 600.0
 
 
 class Messages:
@@ -140,6 +145,18 @@ class Messages:
             if done.cursor is None:
                 return total
             after = done.cursor
+
+    async def compare(self, *, correct: bool = False) -> AsyncIterator[Compared]:
+        """Hold all that is shown of simulations against their messages, piece by piece; with `correct`, put
+        right what differs. For owners."""
+        cursor: str | None = ""
+        while cursor is not None:
+            body = Compare(cursor, correct)
+            found = await self._hub.request(
+                "POST", "/v1/messages/compare", body, Compared, timeout_s=COMPARE_S
+            )
+            yield found
+            cursor = found.cursor
 
     async def series(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import groupby, islice
 
 from chappe.sdk import messagefiles
 from chappe.sdk.loop import Loop
 from chappe.sdk.messages import Messages
 from chappe.wire.messages import (
+    Compared,
     MessageStats,
     MessageView,
     ProducerView,
@@ -82,6 +83,12 @@ class SyncMessages:
         """Decode again what is in quarantine: these numbers, what is there for a reason, or all."""
         return self._run(self._messages.requeue(numbers, reason))
 
+    def compare(self, *, correct: bool = False) -> Iterator[Compared]:
+        """Hold all that is shown of simulations against their messages, piece by piece."""
+        pieces = self._messages.compare(correct=correct)
+        while (piece := self._run(_next(pieces))) is not None:
+            yield piece
+
     def series(
         self,
         simulation: str | None = None,
@@ -111,3 +118,7 @@ class SyncMessages:
     def remove_producer(self, name: str) -> None:
         """End a producer's tokens at once. Its messages stay."""
         self._run(self._messages.remove_producer(name))
+
+
+async def _next(pieces: AsyncIterator[Compared]) -> Compared | None:
+    return await anext(pieces, None)

@@ -16,7 +16,10 @@ TIME_CHARS = 64
 #: Series whose numbers are kept in memory.
 KEPT = 100_000
 
+#: Project, simulation, job, name, producer.
 Key = tuple[int, str, str, str, int]
+#: A series, and of one value: time, message, number, step, the model's time.
+Value = tuple[Key, tuple[Any, ...]]
 
 ADD_SERIES = sql("""
     INSERT INTO series (project, simulation, job, name, producer)
@@ -27,9 +30,10 @@ ADD_SERIES = sql("""
 
 INSERT_VALUES = Insert("metric", "series at_ns message value step time", "ON CONFLICT DO NOTHING")
 
-FORGET = sql("""
-    DELETE FROM metric WHERE series IN (SELECT n FROM series WHERE project = :project)""")
-FORGET_SERIES = sql("DELETE FROM series WHERE project = :project")
+DROP = sql("""
+    DELETE FROM metric WHERE series IN (
+        SELECT n FROM series WHERE project = :project AND simulation = :simulation
+        AND producer = :producer)""")
 
 
 def project(
@@ -40,7 +44,14 @@ def project(
     received_at: float,
 ) -> None:
     """Apply messages that were just stored: those that measure something become values of a series."""
-    found: list[tuple[Key, tuple[Any, ...]]] = []
+    store(tx, values_of(project, producer, stored, received_at))
+
+
+def values_of(
+    project: int, producer: int, stored: Sequence[tuple[int, Message]], received_at: float
+) -> list[Value]:
+    """What these messages measure."""
+    found: list[Value] = []
     for n, message in stored:
         if message.type != TYPE:
             continue
@@ -58,6 +69,11 @@ def project(
             None if time is None else str(time)[:TIME_CHARS],
         )
         found.append((key, values))
+    return found
+
+
+def store(tx: Tx, found: Sequence[Value]) -> None:
+    """Insert values; those that are there already stay."""
     if found:
         numbers = _numbers(tx, {key for key, _ in found})
         tx.insert(INSERT_VALUES, [(numbers[key], *values) for key, values in found])
@@ -76,8 +92,6 @@ def _numbers(tx: Tx, keys: set[Key]) -> dict[Key, int]:
     return known
 
 
-def forget(tx: Tx, project: int) -> None:
-    """Throw the series of a project away, to make them again from its journal."""
-    tx.write(FORGET, project=project)
-    tx.write(FORGET_SERIES, project=project)
-    tx.catalog.series.clear()
+def drop(tx: Tx, project: int, producer: int, simulation: str) -> None:
+    """Throw the values of a simulation away, to make them again from the journal."""
+    tx.write(DROP, project=project, producer=producer, simulation=simulation)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,11 +52,12 @@ JOBS = sql("""
     SELECT j.simulation, j.id, j.state, j.due_at, j.fold FROM ints(:ns) v
     CROSS JOIN sim_job j ON j.simulation = v.value""")
 
-DROP_FACTS = sql("""
-    DELETE FROM fact WHERE simulation IN (SELECT n FROM simulation WHERE project = :project)""")
-DROP_JOBS = sql("""
-    DELETE FROM sim_job WHERE simulation IN (SELECT n FROM simulation WHERE project = :project)""")
-DROP = sql("DELETE FROM simulation WHERE project = :project")
+NUMBER = sql("""
+    SELECT n, identity FROM simulation WHERE project = :project AND producer = :producer AND uid = :uid""")
+
+DROP_FACTS = sql("DELETE FROM fact WHERE simulation = :n")
+DROP_JOBS = sql("DELETE FROM sim_job WHERE simulation = :n")
+DROP = sql("DELETE FROM simulation WHERE n = :n")
 
 LAST = sql("SELECT COALESCE(max(n), 0) FROM simulation")
 
@@ -246,6 +247,17 @@ def project(
     tx.dirty = True
     cache = _cache(tx)
     entries = _entries(tx, cache, project, producer, {m.simulation for _, m in stored})
+    apply(cache, entries, stored, received_at)
+    tx.at_end(write)
+
+
+def apply(
+    cache: Cache,
+    entries: Mapping[str, Entry],
+    stored: Sequence[tuple[int, Message]],
+    received_at: float,
+) -> None:
+    """Add messages to the folds of their simulations."""
     received_ms = int(received_at * 1000)
     for n, message in stored:
         if not message.simulation:
@@ -270,7 +282,6 @@ def project(
             bucket = max(0, received_ms - message.at_ns // 1_000_000).bit_length()
             entry.took[bucket] = entry.took.get(bucket, 0) + 1
         cache.dirty[entry.key] = entry
-    tx.at_end(write)
 
 
 def _entries(
@@ -440,7 +451,13 @@ def _number(tx: Tx, cache: Cache, dirty: Sequence[Entry]) -> None:
     for entry in dirty:
         if entry.renumber and (identity := identity_of(entry.fold)):
             wanted.setdefault(entry.key[:2], set()).add(identity)
-    ours = {entry.n for entry in dirty}
+    _number_again(tx, cache, wanted, {entry.n for entry in dirty})
+
+
+def _number_again(
+    tx: Tx, cache: Cache, wanted: Mapping[tuple[int, int], set[str]], ours: set[int]
+) -> None:
+    """Number all tries of these identities; `ours` are told of anyway."""
     for (project, producer), identities in wanted.items():
         same: dict[str, list[Any]] = {}
         whose = {"project": project, "producer": producer}
@@ -514,10 +531,34 @@ def next_look(conn: Connection) -> float | None:
     return None if at is None else float(at)
 
 
-def forget(tx: Tx, project: int) -> None:
-    """Throw the projection of a project away, to make it again from its journal."""
+def replace(
+    tx: Tx,
+    entry: Entry,
+    facts: Sequence[tuple[str, int]],
+    tail: Sequence[tuple[int, Message, float]],
+) -> None:
+    """Put what a simulation's messages come to in the place of what is stored of it. `facts` are (family,
+    position); `tail` are messages that came since."""
     write(tx)
-    tx.write(DROP_FACTS, project=project)
-    tx.write(DROP_JOBS, project=project)
-    tx.write(DROP, project=project)
-    tx.catalog.simulations = None
+    cache = _cache(tx)
+    project, producer, uid = entry.key
+    found = tx.read(NUMBER, project=project, producer=producer, uid=uid)
+    number = found[0].n if found else cache.next_n
+    # Also of one that has no row: others may be left.
+    for statement in (DROP_FACTS, DROP_JOBS, DROP):
+        tx.write(statement, n=number)
+    old = cache.entries.pop(entry.key, None)
+    cache.size -= 0 if old is None else 1 + len(old.jobs)
+    if not (entry.fold.messages or tail):
+        if found and found[0].identity:
+            _number_again(tx, cache, {(project, producer): {found[0].identity}}, set())
+        return
+    entry.n = number
+    cache.next_n += not found
+    cache.entries[entry.key] = cache.dirty[entry.key] = entry
+    cache.size += 1 + len(entry.jobs)
+    cache.facts += [(entry.n, family, n) for family, n in facts]
+    entry.told, entry.renumber = {}, True
+    for n, message, received_at in tail:
+        apply(cache, {uid: entry}, [(n, message)], received_at)
+    tx.at_end(write)

@@ -193,3 +193,30 @@ class ProducerList(msgspec.Struct, frozen=True):
     """The project's producers."""
 
     producers: list[ProducerView]
+
+
+class Compare(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Hold what is shown of simulations against the journal, after one of them (its simuid). With `correct`,
+    put right what differs."""
+
+    after: str = ""
+    correct: bool = False
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """What is stored of a simulation otherwise than its messages say: simulation, jobs, facts, latency or
+    series; or it is `missing`, or `invented`."""
+
+    simulation: str
+    what: list[str]
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """How many simulations and messages were looked at, which differ, and how many messages this version
+    cannot read any more. `cursor`: ask again with it as `after`; None: that is all."""
+
+    simulations: int
+    messages: int
+    unreadable: int
+    differing: list[Difference]
+    cursor: str | None = None

@@ -11,13 +11,16 @@ from chappe.hub.call import Call
 from chappe.ingest import body, mail
 from chappe.ingest.sources import arrivals
 from chappe.store import messages as store
-from chappe.store import producers, streams
+from chappe.store import producers, rebuild, streams
 from chappe.store import requeue as again
 from chappe.store.journal import MAIN, Arrival
 from chappe.store.mail import Owner
 from chappe.store.messages import MessageFilter
 from chappe.wire.messages import (
     Accepted,
+    Compare,
+    Compared,
+    Difference,
     MessagePage,
     MessageStats,
     MessageView,
@@ -144,6 +147,21 @@ async def show_quarantined(call: Call[None, None]) -> QuarantineView:
 async def requeue(call: Call[Requeue, None]) -> Requeued:
     """Decode again some of what is in quarantine. Ask again with `cursor` as `after` until there is none."""
     return await call.hub.write(again.requeue, call.actor, call.body, bulk=True)
+
+
+async def compare(call: Call[Compare, None]) -> Compared:
+    """Fold the messages of some simulations anew, and hold the result against what is shown of them.
+
+    With `correct` what differs is put right, beside whatever comes meanwhile. Ask again with `cursor` as
+    `after` until there is none.
+    """
+    hub, actor = call.hub, call.actor
+    found = await hub.read(rebuild.compare, actor.project_n, call.body.after)
+    if call.body.correct:
+        for refold in found.differing:
+            await hub.write(rebuild.correct, actor, refold, bulk=True)
+    differing = [Difference(r.entry.key[2], list(r.differs)) for r in found.differing]
+    return Compared(found.simulations, found.messages, found.unreadable, differing, found.cursor)
 
 
 async def list_producers(call: Call[None, None]) -> ProducerList:
