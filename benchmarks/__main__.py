@@ -32,6 +32,7 @@ GROUPS = (
         "fronts",
         "mail",
         "amqp",
+        "bus",
         "postgres",
     ),
 )
