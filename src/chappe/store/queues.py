@@ -236,7 +236,8 @@ def _key(message: Message) -> dict[str, Any]:
 
 def _bounded(reason: str) -> str:
     """A reason that every database can store."""
-    return reason.replace("\0", "\ufffd")[: limits.BUS_REASON_CHARS]
+    text = reason[: limits.BUS_REASON_CHARS].replace("\0", "\ufffd")
+    return text.encode(errors="replace").decode()
 
 
 BUS = Queues(DECLARED)
