@@ -200,6 +200,29 @@ async def test_a_link_restores_what_was_there_and_never_hangs(place: AmqpPlace) 
     assert not link.standing.connected
 
 
+async def test_a_link_notices_a_loss_while_it_only_listens(place: AmqpPlace) -> None:
+    """A reader says nothing, so no error tells it."""
+    relay = Relay(socket.create_server(("127.0.0.1", 0)), place.node.amqp)
+    link = Link(place.config(port=relay.address[1]), "test")
+    stopping, begun = asyncio.Event(), asyncio.Queue[int]()
+
+    async def work(_connection: AbstractConnection) -> None:
+        begun.put_nowait(1)
+        await asyncio.Event().wait()
+
+    running = asyncio.create_task(link.run(work, stopping))
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            await begun.get()
+            relay.cut(reset=True)
+            relay.restore()
+            await begun.get()
+    finally:
+        stopping.set()
+        await running
+        relay.close()
+
+
 def test_commands(place: AmqpPlace) -> None:
     account = place.account("hub", Role.HUB)
     amqp = place.config(account)

@@ -169,7 +169,7 @@ class Link:
             self.standing.connected = True
             tasks = [
                 asyncio.ensure_future(work(connection)),
-                asyncio.ensure_future(connection.closed()),
+                asyncio.ensure_future(_lost(connection)),
                 asyncio.ensure_future(stopping.wait()),
             ]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -183,6 +183,12 @@ class Link:
                     await connection.close()
         if done and isinstance(done[0], Exception):
             raise done[0]
+
+
+async def _lost(connection: AbstractConnection) -> None:
+    """Wait until a connection has ended. The library's own `closed` tells only of those that we close."""
+    if connection.transport is not None:
+        await asyncio.wait([connection.transport.connection.closing])
 
 
 async def _sleep(stopping: asyncio.Event, seconds: float) -> None:
