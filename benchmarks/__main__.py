@@ -30,6 +30,7 @@ GROUPS = (
         "elastic",
         "slurm",
         "fronts",
+        "ingest",
         "mail",
         "amqp",
         "bus",

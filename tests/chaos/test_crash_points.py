@@ -47,7 +47,7 @@ NTH = {
 ATTEMPTS = {"hub": 1, "agent": 2, "pilot": 1, "launcher": 2}
 
 #: Moments in the life of a message: tests/acceptance/test_no_message_is_lost_by_*.py attack them.
-OF_MESSAGES = ("hub.message_",)
+OF_MESSAGES = ("hub.message_", "hub.amqp_")
 
 POINTS = [point for point in reached() if not point.name.startswith(OF_MESSAGES)]
 #: Where one seed is enough, these are the points of hubs on PostgreSQL.
