@@ -50,7 +50,9 @@ class Profile(NamedTuple):
 #: Files that say what an environment holds, and how it comes about.
 _INPUTS = ("uv.lock", "pyproject.toml", "tools/setup_env.py", "tools/build-requirements.txt")
 _HUB = frozenset({"extra:hub"})
-_DEV = _HUB | {"extra:examples", "extra:postgresql", "group:dev"}
+_DEV = _HUB | {
+    *("extra:amqp", "extra:examples", "extra:mail", "extra:postgresql", "group:dev"),
+}
 PROFILES = {
     "serve": Profile(ROOT / ".venv", _HUB),
     "demo": Profile(ROOT / ".venv", _HUB | {"extra:examples", "extra:mail"}),

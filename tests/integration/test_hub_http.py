@@ -123,7 +123,7 @@ def test_no_answer_is_missing_from_the_document(cast: Cast, name: str) -> None:
     from chappe.hub.openapi import error_statuses
 
     route = BY_NAME[name]
-    known = {200, 204, *error_statuses(route, route.signature)}
+    known = {200, 204, route.status, *error_statuses(route, route.signature)}
     tokens = [None, *cast.tokens.values()]
     bodies = [b"{}", b"{", b'{"id": 1}']
     answers = {cast.call(route, token, body).status for token in tokens for body in bodies}
@@ -231,7 +231,14 @@ USER_BODIES: dict[str, dict[str, Any]] = {
     "POST /v1/users/{name}/invite": {},
     "POST /v1/projects": {"id": "x", "name": ""},
     "PUT /v1/members/{name}": {"role": "viewer"},
+    "POST /v1/messages/requeue": {},
+    "POST /v1/messages/compare": {},
+    "POST /v1/producers": {"name": ""},
+    "POST /v1/bus/queues/{name}/replay": {"after": 0},
+    "POST /v1/bus/dead/revive": {"queue": "x"},
 }
+#: Bodies whose fields are not the Hub's to know: messages may say whatever they like.
+FREE_BODIES = {"POST /v1/messages"}
 
 
 @pytest.mark.parametrize("name", USER_BODIES)
@@ -243,7 +250,7 @@ def test_a_field_that_nobody_knows_is_refused_by_its_name(cast: Cast, name: str)
 
 def test_every_body_that_a_user_sends_is_in_that_list() -> None:
     sent = {n for n in WITH_BODY if "user" in BY_NAME[n].scopes}
-    assert sent - {"POST /v1/sessions/{id}/end"} == set(USER_BODIES)
+    assert sent - {"POST /v1/sessions/{id}/end"} - FREE_BODIES == set(USER_BODIES)
 
 
 @pytest.mark.parametrize(

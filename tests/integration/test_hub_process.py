@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,10 +213,21 @@ def test_a_hub_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:
 # -- crash ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def idle_hub(tmp_path: Path) -> Iterator[RunningHub]:
+    """A Hub that writes nothing unless it is asked."""
+    running = start_hub(tmp_path / "hub", workers=0)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
 @pytest.mark.parametrize("point", [*writer.CRASH_POINTS, *http.CRASH_POINTS])
 async def test_a_create_that_the_crash_left_unanswered_may_be_repeated(
-    hub: RunningHub, point: str
+    idle_hub: RunningHub, point: str
 ) -> None:
+    hub = idle_hub
     async with world(hub) as w:
         jobs = w.jobs(50)
         await asyncio.to_thread(hub.stop)

@@ -67,7 +67,7 @@ def test_what_is_sent_is_what_is_read(
     found = mail.parse(raw).items
     assert [item.raw for item in found[: len(sent)]] == sent
     assert len(found) == len(sent) + 1 + len(files)
-    uids = [item.uid_hint for item in found]
+    uids = [item.uid_hint if item.message is None else item.message.uid for item in found]
     assert all(uids)
     assert len(set(uids)) == len(uids)
     assert mail.parse(raw).items == found
