@@ -7,9 +7,10 @@ from functools import partial
 import pytest
 
 from chappe.core.errors import Invalid
-from chappe.store import mail, producers, tokens
+from chappe.store import mail, owners, producers, tokens
 from chappe.store.journal import MAIN
-from chappe.store.mail import Owner, Place
+from chappe.store.mail import Place
+from chappe.store.owners import Owner
 from chappe.testing.store import StoreRig
 from chappe.wire.messages import NewProducer
 
@@ -17,13 +18,13 @@ from chappe.wire.messages import NewProducer
 def test_a_source_belongs_to_a_project_and_a_producer_that_are_there(rig: StoreRig) -> None:
     project = rig.user.project_n
     name = rig.sql("SELECT name FROM project")[0][0]
-    assert rig.store.read(mail.owner, name, "main") == Owner(project, MAIN)
+    assert rig.store.read(owners.owner, name, "main") == Owner(project, MAIN)
     with pytest.raises(Invalid, match="chappe producer add model"):
-        rig.store.read(mail.owner, name, "model")
+        rig.store.read(owners.owner, name, "model")
     with pytest.raises(Invalid, match="there is no project elsewhere"):
-        rig.store.read(mail.owner, "elsewhere", "main")
+        rig.store.read(owners.owner, "elsewhere", "main")
     rig.do(producers.add, rig.user, NewProducer("model"))
-    assert rig.store.read(mail.owner, name, "model").producer != MAIN
+    assert rig.store.read(owners.owner, name, "model").producer != MAIN
 
 
 def test_only_a_token_that_counts_and_may_send_signs(rig: StoreRig) -> None:
@@ -33,7 +34,7 @@ def test_only_a_token_that_counts_and_may_send_signs(rig: StoreRig) -> None:
     signer = rig.store.read(mail.signer, prefix, now)
     assert signer is not None
     name = rig.sql("SELECT name FROM project")[0][0]
-    assert signer.owner == rig.store.read(mail.owner, name, "model")
+    assert signer.owner == rig.store.read(owners.owner, name, "model")
     assert rig.store.read(mail.signer, prefix, now + 101) is None
     owner = rig.store.read(mail.signer, rig.user.token_prefix, now)
     assert owner is not None

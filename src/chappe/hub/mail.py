@@ -24,7 +24,9 @@ from chappe.ingest.mail import Letter, parse, whole
 from chappe.ingest.mail_config import Listen, MailConfig, Source
 from chappe.ingest.sources import arrivals, credited
 from chappe.store import mail as store
-from chappe.store.mail import Owner, Place
+from chappe.store import owners
+from chappe.store.mail import Place
+from chappe.store.owners import Owner
 from chappe.wire.messages import Verdict
 
 CRASH_POINTS = ("hub.message_kept", "hub.message_remembered")
@@ -74,7 +76,7 @@ class Mail:
     async def start(self) -> None:
         """Listen, and begin to read. Raises Invalid or Unavailable for what the configuration got wrong."""
         for source in self._config.source:
-            owner = await self._hub.read(store.owner, source.project, source.producer)
+            owner = await self._hub.read(owners.owner, source.project, source.producer)
             self._known[source.name] = _Known(source, owner)
         for listen in self._config.listen:
             await self._listen(listen)

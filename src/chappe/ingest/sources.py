@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from chappe.ingest.mail import Letter, genuine, whole
 from chappe.store.journal import Arrival, Carrier, Item
-from chappe.store.mail import Owner, Signer
+from chappe.store.mail import Signer
+from chappe.store.owners import Owner
 
 #: Messages of one arrival; a mail with more becomes several.
 AT_ONCE = 2_500

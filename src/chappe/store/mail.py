@@ -1,4 +1,4 @@
-"""What mail needs of the store: whose messages are whose, who signed a mail, how far a folder was read."""
+"""What mail needs of the store: who signed one, and how far a folder was read."""
 
 from __future__ import annotations
 
@@ -7,20 +7,11 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from chappe.core.access import RULES, reach
-from chappe.core.errors import Invalid
 from chappe.store.dialect import sql
 from chappe.store.journal import MAIN
+from chappe.store.owners import Owner
 from chappe.store.principal import holder
 from chappe.store.tx import Tx
-
-#: A project's own producer, which has no row.
-OWN = "main"
-
-PROJECT = sql("SELECT n FROM project WHERE name = :name")
-
-PRODUCER = sql(
-    "SELECT n FROM producer WHERE project = :project AND name = :name AND removed_at IS NULL"
-)
 
 READ = sql("""
     SELECT uid FROM mailbox WHERE source = :source AND mailbox = :mailbox AND folder = :folder
@@ -31,13 +22,6 @@ REMEMBER = sql("""
     VALUES (:source, :mailbox, :folder, :uidvalidity, :uid, :now)
     ON CONFLICT (source, mailbox, folder, uidvalidity) DO UPDATE
     SET uid = excluded.uid, read_at = excluded.read_at WHERE mailbox.uid < excluded.uid""")
-
-
-class Owner(NamedTuple):
-    """Whose messages they are: row numbers of a project and of a producer in it (or MAIN)."""
-
-    project: int
-    producer: int
 
 
 class Signer(NamedTuple):
@@ -54,23 +38,6 @@ class Place(NamedTuple):
     mailbox: str
     folder: str
     uidvalidity: int
-
-
-def owner(conn: Connection, project: str, producer: str) -> Owner:
-    """The project and producer of these names. Raises Invalid when there are none."""
-    found = conn.execute(PROJECT, {"name": project}).scalar_one_or_none()
-    if found is None:
-        raise Invalid(f"there is no project {project}", field="project")
-    if producer == OWN:
-        return Owner(found, MAIN)
-    row = conn.execute(PRODUCER, {"project": found, "name": producer}).scalar_one_or_none()
-    if row is None:
-        raise Invalid(
-            f"the project {project} has no producer {producer}: "
-            f"make it with chappe producer add {producer}",
-            field="producer",
-        )
-    return Owner(found, row)
 
 
 def signer(conn: Connection, prefix: str, now: float) -> Signer | None:

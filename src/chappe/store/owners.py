@@ -21,7 +21,7 @@ PRODUCER = sql("""
 
 
 class Owner(NamedTuple):
-    """Row numbers of a project and of a producer in it."""
+    """Whose messages they are: row numbers of a project and of a producer in it (or MAIN)."""
 
     project: int
     producer: int
@@ -29,7 +29,7 @@ class Owner(NamedTuple):
 
 def owners(conn: Connection, names: Iterable[tuple[str, str]]) -> list[Owner]:
     """Those of (project, producer) by their names. Raises Invalid for what there is not."""
-    return [_owner(conn, project, producer) for project, producer in names]
+    return [owner(conn, project, producer) for project, producer in names]
 
 
 def project(conn: Connection, name: str) -> int:
@@ -40,7 +40,8 @@ def project(conn: Connection, name: str) -> int:
     return int(n)
 
 
-def _owner(conn: Connection, in_project: str, producer: str) -> Owner:
+def owner(conn: Connection, in_project: str, producer: str) -> Owner:
+    """The producer of this name in the project of that name. Raises Invalid when there is none."""
     n = project(conn, in_project)
     if producer == MAIN_NAME:
         return Owner(n, MAIN)

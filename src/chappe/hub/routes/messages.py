@@ -14,8 +14,8 @@ from chappe.store import messages as store
 from chappe.store import producers, rebuild, streams
 from chappe.store import requeue as again
 from chappe.store.journal import MAIN, Arrival
-from chappe.store.mail import Owner
 from chappe.store.messages import MessageFilter
+from chappe.store.owners import Owner
 from chappe.wire.messages import (
     Accepted,
     Compare,
