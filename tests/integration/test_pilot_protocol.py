@@ -90,6 +90,8 @@ async def test_a_lost_reply_is_asked_for_again_byte_for_byte(rig: Rig) -> None:
     rig.hub.script = lose
     (job,) = rig.grant(rig.site.spec("true"))
     await until(lambda: len(lost) == 2 and rig.hub.requests[-1].request_no > lost[0], "it goes on")
+    # On a slow machine the start was told, too, in a request of its own.
+    await until(lambda: (job, "end") in rig.hub.reports, "the end is told")
     assert len(set(lost)) == 1
     again = [
         body
@@ -100,7 +102,7 @@ async def test_a_lost_reply_is_asked_for_again_byte_for_byte(rig: Rig) -> None:
     assert len(set(again)) == 1
     numbers = [request.request_no for request in rig.hub.requests]
     assert numbers == sorted(numbers)
-    assert set(rig.hub.reports) == {(job, "end")}
+    assert set(rig.hub.reports) <= {(job, "start"), (job, "end")}
 
 
 async def test_answered_is_the_last_reply_that_was_read(rig: Rig) -> None:
