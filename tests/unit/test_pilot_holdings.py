@@ -310,14 +310,14 @@ def test_capacity_is_what_is_free_and_not_spoken_for() -> None:
     assert (offer.cores, offer.mem_bytes) == (3, GIB // 2)
     hand(held)
     assert held.capacity(None) == offer
-    held.estimate.ended(0.5)
+    held.estimate.ended(0.25)
     take(held, *(grant(f"n{k}") for k in range(10)))
     assert (held.capacity(None).cores, held.capacity(None).prefetch) == (0, 16 - 10)
 
 
 def test_what_users_expect_counts_while_nothing_is_measured() -> None:
     held = node(1)
-    take(held, grant("a", estimate_s=0.5))
+    take(held, grant("a", estimate_s=0.25))
     assert held.capacity(None).prefetch == 4 - 1
 
 

@@ -108,10 +108,10 @@ def test_failures_are_retried_later_and_later_with_jitter() -> None:
     assert pacer.failed(300.0, 0.0) == 300.0 + first[0] - 100.0
 
 
-def test_two_seconds_of_work_are_fetched_and_nothing_unknown() -> None:
+def test_a_second_of_work_is_fetched_and_nothing_unknown() -> None:
     assert prefetch(None, 8, 1) == 0
-    assert prefetch(0.1, 2, 1) == 40
-    assert prefetch(0.1, 8, 4) == 40
+    assert prefetch(0.1, 2, 1) == 20
+    assert prefetch(0.1, 8, 4) == 20
     assert prefetch(3600.0, 8, 1) == 0
     assert prefetch(0.0, 64, 1) == PREFETCH_MOST
 

@@ -63,7 +63,7 @@ class NodeRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Capacity(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a pilot offers. `cores` and `mem_bytes` are free now; `node_*` is all that a node has.
 
-    `prefetch` is how many Jobs it takes beyond those that fit now (work for about two seconds);
+    `prefetch` is how many Jobs it takes beyond those that fit now (work for about one second);
     each must fit the whole node. `left_s` is the time until the allocation drains, None for ever.
 
     `gpus` are those of one node, `nodes` how many there are. What is free is told by `rooms` when one

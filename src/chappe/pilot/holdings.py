@@ -251,7 +251,7 @@ class Holdings:
         return self.contact(h) + limits.START_WITHIN_S
 
     def capacity(self, left_s: float | None, now: float = 0.0) -> Capacity:
-        """What the Hub may grant: what is free and not spoken for, and two seconds of work beyond. While
+        """What the Hub may grant: what is free and not spoken for, and one second of work beyond. While
         room is gathered for a large Job, what of it others may use meanwhile."""
         p = self.placement
         ahead, cores, mem = self._ahead, self._ahead_cores, self._ahead_mem_bytes

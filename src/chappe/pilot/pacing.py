@@ -7,7 +7,7 @@ carried many reports), so a busy Hub is asked less often and answers for more Jo
 say, one long poll is always pending: that is how work, cancels and drains arrive. Only after a grant it waits
 a moment: a poll would have to be ended by the report that will soon be due.
 
-At hand: enough for two seconds at the present rate, never more than a few thousand Jobs, and nothing at
+At hand: enough for one second at the present rate, never more than a few thousand Jobs, and nothing at
 all while nobody knows how long Jobs take, because work that waits here could run elsewhere. Pure.
 """
 
@@ -120,7 +120,7 @@ class Estimate:
 
 
 def prefetch(estimate_s: float | None, cores: int, cores_per_job: float) -> int:
-    """How many Jobs to have waiting: two seconds of work for `cores`, 0 while `estimate_s` is unknown."""
+    """How many Jobs to have waiting: one second of work for `cores`, 0 while `estimate_s` is unknown."""
     if estimate_s is None:
         return 0
     at_once = max(1.0, cores / max(cores_per_job, 1.0))
