@@ -21,21 +21,23 @@ from chappe.store.outlet import Due, Project
 
 def loops(config: Amqp) -> list[Callable[[Hub], Awaitable[None]]]:
     """What the configuration wants to run."""
+    wanted: list[Callable[[Hub], Awaitable[None]]] = []
+    if config.accounts:
 
-    async def amqp_door(hub: Hub) -> None:
-        await _door(hub, config)
+        async def amqp_door(hub: Hub) -> None:
+            await _door(hub, config)
 
-    async def amqp_outlet(hub: Hub) -> None:
-        assert config.outlet is not None  # noqa: S101 - looked at below
-        publisher = Publisher(config.outlet, _Log(hub, config.outlet.projects), config.user)
-        link = Link(config, "chappe outlet")
-        hub.links["outlet"] = link.standing
-        await link.run(publisher.work, hub.stopping)
+        wanted.append(amqp_door)
+    if (told := config.outlet) is not None:
 
-    return [
-        *([amqp_door] if config.accounts else []),
-        *([amqp_outlet] if config.outlet is not None else []),
-    ]
+        async def amqp_outlet(hub: Hub) -> None:
+            publisher = Publisher(told, _Log(hub, told.projects), config.user)
+            link = Link(config, "chappe outlet")
+            hub.links["outlet"] = link.standing
+            await link.run(publisher.work, hub.stopping)
+
+        wanted.append(amqp_outlet)
+    return wanted
 
 
 async def _door(hub: Hub, config: Amqp) -> None:
